@@ -1,0 +1,765 @@
+//! The head of a request: where it ends, and what it says in exactly one way (RFC 9112 §2 to §6).
+//!
+//! httparse splits the head into tokens; every rule about what may stand in them is here. A head that two
+//! implementations could understand differently is refused, because somebody behind us might be the other one. The
+//! exact bytes are kept: a handoff can deliver them.
+
+use super::body::Framing;
+use super::path::{self, PathError};
+
+/// What bounds a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Request line, fields and the empty line together.
+    pub head_bytes_max: usize,
+    /// Field lines.
+    pub headers_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { head_bytes_max: 32 << 10, headers_max: 100 }
+    }
+}
+
+/// Why a head is refused. `status` says what the client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeadError {
+    /// A carriage return without line feed, or the reverse (RFC 9112 §2.2).
+    #[error("a bare carriage return or line feed")]
+    BareLineBreak,
+    /// CONNECT asks for a tunnel, which this server is not (RFC 9110 §9.3.6).
+    #[error("method CONNECT")]
+    Connect,
+    /// A field line that is none: white space before the colon, folding, a character that may not stand there.
+    #[error("a malformed field line")]
+    Field,
+    /// Several Host fields, one that is no host, or none in HTTP/1.1 (RFC 9112 §3.2).
+    #[error("{0} Host")]
+    Host(HostFault),
+    /// Content-Length is no number, a list, or said twice (RFC 9112 §6.3).
+    #[error("invalid Content-Length")]
+    Length,
+    /// Content-Length beside Transfer-Encoding (RFC 9112 §6.1).
+    #[error("Content-Length with Transfer-Encoding")]
+    LengthAndCoding,
+    /// The path has no single meaning.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The request line is none.
+    #[error("a malformed request line")]
+    RequestLine,
+    /// A request target in a form that its method does not have (RFC 9112 §3.2).
+    #[error("a malformed request target")]
+    Target,
+    /// The request line alone is longer than a head may be.
+    #[error("a request line of over {0} bytes")]
+    TargetTooLong(usize),
+    /// More bytes than `head_bytes_max`.
+    #[error("a head of over {0} bytes (head_bytes_max)")]
+    TooLarge(usize),
+    /// More fields than `headers_max`.
+    #[error("over {0} fields (headers_max)")]
+    TooManyFields(usize),
+    /// Transfer-Encoding that does not end in one `chunked`, or in HTTP/1.0 (RFC 9112 §6.1).
+    #[error("faulty Transfer-Encoding")]
+    TransferEncoding,
+    /// A transfer coding other than chunked (RFC 9112 §6.1).
+    #[error("unknown transfer coding")]
+    UnknownCoding,
+    /// An expectation other than 100-continue (RFC 9110 §10.1.1).
+    #[error("unknown expectation")]
+    UnknownExpectation,
+    /// A body where a change of protocol is asked for, or on TRACE.
+    #[error("{0} with a body")]
+    UnwantedBody(&'static str),
+    /// A version that is not 1.0 or 1.1.
+    #[error("not HTTP/1.0 or HTTP/1.1")]
+    Version,
+}
+
+/// What is wrong with Host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostFault {
+    /// It is no `host[:port]`.
+    Invalid,
+    /// HTTP/1.1 without it.
+    Missing,
+    /// Said more than once.
+    Repeated,
+}
+
+impl std::fmt::Display for HostFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "invalid",
+            Self::Missing => "no",
+            Self::Repeated => "more than one",
+        })
+    }
+}
+
+impl HeadError {
+    /// The status that the client is answered with, after which the connection is closed.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Connect | Self::UnknownCoding => 501,
+            Self::TargetTooLong(_) => 414,
+            Self::TooLarge(_) | Self::TooManyFields(_) => 431,
+            Self::UnknownExpectation => 417,
+            Self::Version => 505,
+            _ => 400,
+        }
+    }
+}
+
+/// HTTP/1.0 or HTTP/1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0: no keep-alive unless asked for.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+}
+
+impl Version {
+    /// `1.0` or `1.1`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Http10 => "1.0",
+            Self::Http11 => "1.1",
+        }
+    }
+}
+
+/// Whether the client wants to go on after this request (RFC 9112 §9.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// The connection ends with the answer.
+    Close,
+    /// Another request may follow.
+    KeepAlive,
+}
+
+/// Whether the client waits for `100 Continue` before it sends its body (RFC 9110 §10.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// It may be waiting.
+    Continue,
+    /// It is not.
+    None,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    const EMPTY: Self = Self { start: 0, end: 0 };
+
+    /// Where `part` lies in `whole`, which it was cut from.
+    fn of(part: &[u8], whole: &[u8]) -> Self {
+        let start = part.as_ptr().addr() - whole.as_ptr().addr();
+        let narrow = |n: usize| u32::try_from(n).expect("a head is shorter than 4 GiB: the configuration bounds it");
+        Self { start: narrow(start), end: narrow(start + part.len()) }
+    }
+
+    fn of_bytes(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..self.end as usize]
+    }
+}
+
+/// A complete, checked request head and the exact bytes that it was read from.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    bytes: Box<[u8]>,
+    method: Span,
+    target: Span,
+    query: Option<Span>,
+    version: Version,
+    fields: Box<[(Span, Span)]>,
+    path: String,
+    authority: String,
+    framing: Framing,
+    persistence: Persistence,
+    expectation: Expectation,
+}
+
+/// Returns the length of the head that `bytes` begins with, the empty line included, or `None` when its end is not there
+/// yet. Bytes before `scanned` were looked at by an earlier call that returned `None`.
+///
+/// # Errors
+/// What can be seen before the end: a first byte that begins no method, bare line breaks, too many bytes. `bytes` may go
+/// on behind the head; nothing there is looked at.
+pub fn end(bytes: &[u8], scanned: usize, limits: Limits) -> Result<Option<usize>, HeadError> {
+    match bytes.first() {
+        None => return Ok(None),
+        Some(&first) if !is_token_byte(first) => return Err(HeadError::RequestLine),
+        Some(_) => {}
+    }
+    let within = &bytes[..bytes.len().min(limits.head_bytes_max)];
+    // The last three bytes of what was scanned may belong to the end.
+    let from = scanned.saturating_sub(3);
+    for at in memchr::memchr2_iter(b'\r', b'\n', &within[from..]).map(|at| from + at) {
+        if within[at] == b'\r' {
+            if within.get(at + 1).is_some_and(|&next| next != b'\n') {
+                return Err(HeadError::BareLineBreak);
+            }
+        } else if at == 0 || within[at - 1] != b'\r' {
+            return Err(HeadError::BareLineBreak);
+        } else if at >= 3 && within[at - 2] == b'\n' {
+            return Ok(Some(at + 1));
+        }
+    }
+    if bytes.len() < limits.head_bytes_max {
+        return Ok(None);
+    }
+    Err(if memchr::memchr(b'\n', within).is_none() {
+        HeadError::TargetTooLong(limits.head_bytes_max)
+    } else {
+        HeadError::TooLarge(limits.head_bytes_max)
+    })
+}
+
+impl RequestHead {
+    /// Reads a complete head: `bytes` ends with its empty line ([`end`]).
+    ///
+    /// # Errors
+    /// Whatever makes the head no HTTP/1 request that has one meaning; the first fault found.
+    pub fn parse(bytes: &[u8], limits: Limits) -> Result<Self, HeadError> {
+        let mut slots = [const { std::mem::MaybeUninit::uninit() }; HEADERS_ON_STACK];
+        let mut many;
+        let slots = if limits.headers_max <= HEADERS_ON_STACK {
+            &mut slots[..limits.headers_max]
+        } else {
+            many = vec![std::mem::MaybeUninit::uninit(); limits.headers_max];
+            &mut many[..]
+        };
+        let mut tokens = httparse::Request::new(&mut []);
+        match tokens.parse_with_uninit_headers(bytes, slots) {
+            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+            // Shorter: httparse saw an end before ours, which `end` excludes. Partial: no end at all.
+            Ok(_) => return Err(HeadError::RequestLine),
+            Err(error) => return Err(from_tokenizer(error, bytes, limits)),
+        }
+        let method = tokens.method.ok_or(HeadError::RequestLine)?;
+        let target = tokens.path.ok_or(HeadError::RequestLine)?;
+        let version = if tokens.version == Some(1) { Version::Http11 } else { Version::Http10 };
+        if method == "CONNECT" {
+            return Err(HeadError::Connect);
+        }
+
+        let known = Known::read(tokens.headers)?;
+        let framing = known.framing(version)?;
+        let target_parts = Target::split(method, target)?;
+        let host = match known.host {
+            Some(value) => Some(authority(value)?),
+            None if version == Version::Http11 => return Err(HeadError::Host(HostFault::Missing)),
+            None => None,
+        };
+        // Absolute-form replaces Host (RFC 9112 §3.2.2).
+        let authority = match target_parts.authority {
+            Some(text) => authority(text.as_bytes())?,
+            None => host.unwrap_or_default(),
+        };
+        if framing != Framing::None {
+            if known.upgrade {
+                return Err(HeadError::UnwantedBody("Upgrade"));
+            }
+            if method == "TRACE" {
+                return Err(HeadError::UnwantedBody("TRACE"));
+            }
+        }
+
+        Ok(Self {
+            method: Span::of(method.as_bytes(), bytes),
+            target: Span::of(target.as_bytes(), bytes),
+            query: target_parts.query.map(|q| Span::of(q.as_bytes(), bytes)),
+            version,
+            fields: tokens
+                .headers
+                .iter()
+                .map(|h| {
+                    let value = if h.value.is_empty() { Span::EMPTY } else { Span::of(h.value, bytes) };
+                    (Span::of(h.name.as_bytes(), bytes), value)
+                })
+                .collect(),
+            path: match target_parts.path {
+                "*" => "*".to_owned(),
+                path => path::normalise(path)?,
+            },
+            authority,
+            framing,
+            persistence: known.persistence(version),
+            expectation: if known.expects_continue && version == Version::Http11 && framing != Framing::None {
+                Expectation::Continue
+            } else {
+                Expectation::None
+            },
+            bytes: bytes.into(),
+        })
+    }
+
+    /// The head as it was received, request line to empty line.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Case-sensitive (RFC 9110 §9.1).
+    pub fn method(&self) -> &str {
+        self.text(self.method)
+    }
+
+    /// As the client wrote it, in whatever form.
+    pub fn target(&self) -> &str {
+        self.text(self.target)
+    }
+
+    /// Normalised, without the query; `*` for a request about the server as a whole.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Behind the first `?`, as the client wrote it.
+    pub fn query(&self) -> Option<&str> {
+        self.query.map(|span| self.text(span))
+    }
+
+    /// Of absolute-form or Host, in lower case with its port; empty in an HTTP/1.0 request without either.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The authority without its port.
+    pub fn host(&self) -> &str {
+        match self.authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+            _ => &self.authority,
+        }
+    }
+
+    /// HTTP/1.0 or HTTP/1.1.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// How the body behind the head is delimited.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// What the client wants of the connection.
+    pub fn persistence(&self) -> Persistence {
+        self.persistence
+    }
+
+    /// Whether the client may wait before it sends the body.
+    pub fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+
+    /// All fields in order: name as it was written, value without surrounding white space.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.fields.iter().map(|&(name, value)| (self.text(name), value.of_bytes(&self.bytes)))
+    }
+
+    /// Values of all fields of that name, in order.
+    pub fn field_all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.fields().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    fn text(&self, span: Span) -> &str {
+        std::str::from_utf8(span.of_bytes(&self.bytes)).expect("httparse gave this span as text")
+    }
+}
+
+/// Enough for the default `headers_max`, so that an ordinary head is split without an allocation.
+const HEADERS_ON_STACK: usize = 100;
+
+fn from_tokenizer(error: httparse::Error, bytes: &[u8], limits: Limits) -> HeadError {
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooManyFields(limits.headers_max),
+        httparse::Error::Version if names_another_version(bytes) => HeadError::Version,
+        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => HeadError::RequestLine,
+        _ => HeadError::Field,
+    }
+}
+
+/// Whether the request line ends in a well-formed version other than ours (`HTTP/2.0`), as opposed to none.
+fn names_another_version(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
+    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// The fields that decide how the rest is understood.
+#[derive(Default)]
+struct Known<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    codings: Option<Vec<&'a [u8]>>,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    expects_continue: bool,
+}
+
+impl<'a> Known<'a> {
+    fn read(fields: &[httparse::Header<'a>]) -> Result<Self, HeadError> {
+        let mut known = Self::default();
+        for field in fields {
+            let value = field.value;
+            // Lengths first: most fields are ruled out by one comparison.
+            match field.name.len() {
+                4 if field.name.eq_ignore_ascii_case("host") => {
+                    if known.host.replace(value).is_some() {
+                        return Err(HeadError::Host(HostFault::Repeated));
+                    }
+                }
+                6 if field.name.eq_ignore_ascii_case("expect") => {
+                    if !value.eq_ignore_ascii_case(b"100-continue") {
+                        return Err(HeadError::UnknownExpectation);
+                    }
+                    known.expects_continue = true;
+                }
+                7 if field.name.eq_ignore_ascii_case("upgrade") => known.upgrade = true,
+                10 if field.name.eq_ignore_ascii_case("connection") => {
+                    for option in list(value) {
+                        known.close |= option.eq_ignore_ascii_case(b"close");
+                        known.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
+                14 if field.name.eq_ignore_ascii_case("content-length") => {
+                    if known.length.replace(length(value)?).is_some() {
+                        return Err(HeadError::Length);
+                    }
+                }
+                17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
+                    known.codings.get_or_insert_default().extend(value.split(|&b| b == b',').map(trim));
+                }
+                _ => {}
+            }
+        }
+        Ok(known)
+    }
+
+    fn framing(&self, version: Version) -> Result<Framing, HeadError> {
+        let Some(codings) = &self.codings else {
+            return Ok(match self.length {
+                None | Some(0) => Framing::None,
+                Some(length) => Framing::Length(length),
+            });
+        };
+        if self.length.is_some() {
+            return Err(HeadError::LengthAndCoding);
+        }
+        if version == Version::Http10 {
+            return Err(HeadError::TransferEncoding);
+        }
+        let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+        match codings.iter().filter(|c| is_chunked(c)).count() {
+            1 if codings.len() == 1 => Ok(Framing::Chunked),
+            _ if codings.iter().any(|c| c.is_empty() || !c.iter().all(|&b| is_token_byte(b))) => {
+                Err(HeadError::TransferEncoding)
+            }
+            0 => Err(HeadError::UnknownCoding),
+            1 if codings.last().is_some_and(|last| is_chunked(&last)) => Err(HeadError::UnknownCoding),
+            _ => Err(HeadError::TransferEncoding),
+        }
+    }
+
+    fn persistence(&self, version: Version) -> Persistence {
+        match version {
+            _ if self.close => Persistence::Close,
+            Version::Http11 => Persistence::KeepAlive,
+            Version::Http10 if self.keep_alive => Persistence::KeepAlive,
+            Version::Http10 => Persistence::Close,
+        }
+    }
+}
+
+/// A request target taken apart (RFC 9112 §3.2).
+struct Target<'a> {
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    fn split(method: &str, target: &'a str) -> Result<Self, HeadError> {
+        // A fragment is never sent; whoever reads one cuts elsewhere than we do.
+        if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+            return Err(HeadError::Target);
+        }
+        if target == "*" {
+            let asked = method == "OPTIONS";
+            return if asked { Ok(Self { authority: None, path: "*", query: None }) } else { Err(HeadError::Target) };
+        }
+        let (authority, rest) = if target.starts_with('/') {
+            (None, target)
+        } else {
+            let (scheme, rest) = target.split_once("://").ok_or(HeadError::Target)?;
+            if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+                return Err(HeadError::Target);
+            }
+            let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), rest)
+        };
+        let (path, query) = match rest.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (rest, None),
+        };
+        Ok(Self { authority, path: if path.is_empty() { "/" } else { path }, query })
+    }
+}
+
+/// `host[:port]` in lower case (RFC 3986 §3.2.2): a name, an IPv4 address, or an IPv6 address in brackets.
+fn authority(text: &[u8]) -> Result<String, HeadError> {
+    let invalid = HeadError::Host(HostFault::Invalid);
+    let text = std::str::from_utf8(text).map_err(|_| invalid)?;
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (address, port) = rest.split_once(']').ok_or(invalid)?;
+        address.parse::<std::net::Ipv6Addr>().map_err(|_| invalid)?;
+        (&text[..address.len() + 2], port.strip_prefix(':').or_else(|| port.is_empty().then_some("")))
+    } else {
+        match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, Some("")),
+        }
+    };
+    let port = port.ok_or(invalid)?;
+    let port_fits = port.is_empty() || (port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&b);
+    if host.is_empty() || !port_fits || !(host.starts_with('[') || host.bytes().all(is_name_byte)) {
+        return Err(invalid);
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// Digits only: `+5`, `5, 5`, ` ` and what exceeds 64 bits are no lengths (RFC 9110 §8.6).
+fn length(value: &[u8]) -> Result<u64, HeadError> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(HeadError::Length);
+    }
+    std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).ok_or(HeadError::Length)
+}
+
+/// The members of a comma-separated list, empty ones left out (RFC 9110 §5.6.1.2).
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(trim).filter(|member| !member.is_empty())
+}
+
+fn trim(member: &[u8]) -> &[u8] {
+    let blank = |b: &u8| matches!(b, b' ' | b'\t');
+    let start = member.iter().position(|b| !blank(b)).unwrap_or(member.len());
+    let end = member.iter().rposition(|b| !blank(b)).map_or(start, |last| last + 1);
+    &member[start..end]
+}
+
+/// `tchar` (RFC 9110 §5.6.2).
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { head_bytes_max: 32 << 10, headers_max: 100 };
+
+    fn parse(text: &str) -> Result<RequestHead, HeadError> {
+        match end(text.as_bytes(), 0, LIMITS)? {
+            Some(length) => RequestHead::parse(&text.as_bytes()[..length], LIMITS),
+            None => panic!("no end in {text:?}"),
+        }
+    }
+
+    fn refused(text: &str, status: u16) {
+        match parse(text) {
+            Err(error) => assert_eq!(error.status(), status, "{text:?}: {error}"),
+            Ok(head) => panic!("{text:?} was accepted: {head:?}"),
+        }
+    }
+
+    fn get(fields: &str) -> Result<RequestHead, HeadError> {
+        parse(&format!("GET /a HTTP/1.1\r\nHost: x\r\n{fields}\r\n"))
+    }
+
+    #[test]
+    fn a_head_says_what_it_says() {
+        let head =
+            parse("POST /A/%62?q=1?2 HTTP/1.1\r\nhOST: Example.ORG:80\r\nX:\r\nContent-Length: 3\r\nX:  b \r\n\r\nabc")
+                .expect("well-formed");
+        assert_eq!((head.method(), head.target(), head.path()), ("POST", "/A/%62?q=1?2", "/A/b"));
+        assert_eq!((head.query(), head.authority(), head.host()), (Some("q=1?2"), "example.org:80", "example.org"));
+        assert_eq!((head.framing(), head.persistence()), (Framing::Length(3), Persistence::KeepAlive));
+        assert_eq!(head.field_all("x").collect::<Vec<_>>(), [&b""[..], b"b"]);
+        assert!(head.bytes().ends_with(b"X:  b \r\n\r\n"));
+    }
+
+    #[test]
+    fn splitting_anywhere_changes_nothing() {
+        let text = b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\nPOST";
+        for cut in 0..text.len() {
+            let first = end(&text[..cut], 0, LIMITS).expect("well-formed so far");
+            let whole = match first {
+                Some(length) => Some(length),
+                None => end(text, cut, LIMITS).expect("well-formed"),
+            };
+            assert_eq!(whole, Some(text.len() - 4), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_head_at_the_limit_fits_and_one_byte_more_does_not() {
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(64));
+        let limits = |head_bytes_max| Limits { head_bytes_max, headers_max: 2 };
+        assert_eq!(end(text.as_bytes(), 0, limits(text.len())), Ok(Some(text.len())));
+        assert_eq!(end(text.as_bytes(), 0, limits(text.len() - 1)), Err(HeadError::TooLarge(text.len() - 1)));
+        assert_eq!(end(text.as_bytes(), 0, limits(10)), Err(HeadError::TargetTooLong(10)));
+        assert!(RequestHead::parse(text.as_bytes(), limits(text.len())).is_ok());
+        let fewer = Limits { headers_max: 1, ..limits(text.len()) };
+        assert_eq!(RequestHead::parse(text.as_bytes(), fewer).err(), Some(HeadError::TooManyFields(1)));
+        let many = Limits { headers_max: 200, ..limits(9000) };
+        let text = |n: usize| format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(n - 1));
+        assert!(RequestHead::parse(text(200).as_bytes(), many).is_ok());
+        assert_eq!(RequestHead::parse(text(201).as_bytes(), many).err(), Some(HeadError::TooManyFields(200)));
+    }
+
+    #[test]
+    fn line_breaks_are_crlf() {
+        refused("GET / HTTP/1.1\nHost: x\r\n\r\n", 400);
+        refused("GET / HTTP/1.1\r\nHost: x\n\r\n", 400);
+        refused("GET / HTTP/1.1\rHost: x\r\n\r\n", 400);
+        refused("GET / HTTP/1.1\r\nHost: x\rA: b\r\n\r\n", 400);
+        refused("\nGET / HTTP/1.1\r\n\r\n", 400);
+        refused(" GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400);
+        refused("\u{16}\u{3}\u{1}", 400);
+    }
+
+    #[test]
+    fn request_lines() {
+        for line in [
+            "GET /",
+            "GET  / HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            "GET / http/1.1",
+            "G@T / HTTP/1.1",
+            "GET /\u{7f} HTTP/1.1",
+            "GET /é HTTP/1.1",
+            "GET /a#b HTTP/1.1",
+            "GET a HTTP/1.1",
+            "GET * HTTP/1.1",
+            "GET ftp://x/ HTTP/1.1",
+            "GET / HTTP/1",
+            "GET /%zz HTTP/1.1",
+            "GET /../x HTTP/1.1",
+            "GET http:// HTTP/1.1",
+            "GET http://u@x/ HTTP/1.1",
+            "GET /\t HTTP/1.1",
+        ] {
+            refused(&format!("{line}\r\nHost: x\r\n\r\n"), 400);
+        }
+        for line in ["GET / HTTP/2.0", "GET / HTTP/1.2", "GET / HTTP/0.9", "GET / HTTP/3.1"] {
+            refused(&format!("{line}\r\nHost: x\r\n\r\n"), 505);
+        }
+        refused("CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 501);
+        assert_eq!(parse("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").map(|h| h.path().to_owned()), Ok("*".into()));
+    }
+
+    #[test]
+    fn absolute_form_replaces_host() {
+        let head = parse("GET http://Y:81?q HTTP/1.1\r\nHost: x\r\n\r\n").expect("well-formed");
+        assert_eq!((head.authority(), head.path(), head.query()), ("y:81", "/", Some("q")));
+        refused("GET http://y/ HTTP/1.1\r\n\r\n", 400);
+    }
+
+    #[test]
+    fn hosts() {
+        refused("GET / HTTP/1.1\r\n\r\n", 400);
+        assert_eq!(parse("GET / HTTP/1.0\r\n\r\n").map(|h| h.authority().to_owned()), Ok(String::new()));
+        refused("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", 400);
+        for host in
+            ["", "a b", "a/b", "u@x", "x:y", "x:99999", "[::1", "[zz]", "[::1]80", "x:1:2", "a,b c", "\"x\"", "é"]
+        {
+            refused(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), 400);
+        }
+        for (host, name) in
+            [("X", "x"), ("x:", "x"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("127.0.0.1:8", "127.0.0.1")]
+        {
+            let head = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect(host);
+            assert_eq!(head.host(), name);
+        }
+    }
+
+    #[test]
+    fn field_lines() {
+        for line in
+            ["A : b", " A: b", "A", ": b", "A: b\r\n c", "A: \u{1}", "A: b\u{0}", "A\u{b}: b", "é: b", "A: b\u{7f}"]
+        {
+            assert_eq!(get(&format!("{line}\r\n")).map_err(HeadError::status).err(), Some(400), "{line:?}");
+        }
+        assert!(get("A: \u{e9}\tb\r\n").is_ok());
+    }
+
+    #[test]
+    fn framing_has_one_meaning() {
+        let framing = |fields: &str| get(fields).map(|h| h.framing()).map_err(HeadError::status);
+        assert_eq!(framing(""), Ok(Framing::None));
+        assert_eq!(framing("Content-Length: 0\r\n"), Ok(Framing::None));
+        assert_eq!(framing("Content-Length: 007\r\n"), Ok(Framing::Length(7)));
+        assert_eq!(framing("Content-Length: 18446744073709551615\r\n"), Ok(Framing::Length(u64::MAX)));
+        for value in ["", "+1", "-1", "1,1", "1 1", "0x1", "1.0", "18446744073709551616", "one"] {
+            assert_eq!(framing(&format!("Content-Length: {value}\r\n")), Err(400), "{value}");
+        }
+        assert_eq!(framing("Content-Length: 1\r\nContent-Length: 1\r\n"), Err(400));
+        assert_eq!(framing("Transfer-Encoding: chunked\r\n"), Ok(Framing::Chunked));
+        assert_eq!(framing("Transfer-Encoding: CHUNKED\r\n"), Ok(Framing::Chunked));
+        assert_eq!(framing("Transfer-Encoding: chunked\r\nContent-Length: 1\r\n"), Err(400));
+        assert_eq!(framing("Transfer-Encoding: gzip\r\nContent-Length: 1\r\n"), Err(400));
+        for value in ["gzip", "identity", "gzip, chunked", "xchunked"] {
+            assert_eq!(framing(&format!("Transfer-Encoding: {value}\r\n")), Err(501), "{value}");
+        }
+        for value in ["", "chunked, gzip", "chunked, chunked", ",chunked", "chunked,", "chunked;q=1", "\"chunked\""] {
+            assert_eq!(framing(&format!("Transfer-Encoding: {value}\r\n")), Err(400), "{value}");
+        }
+        assert_eq!(framing("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), Err(400));
+        refused("GET / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", 400);
+        refused("TRACE / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n", 400);
+        assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n"), Err(400));
+        assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n"), Ok(Framing::None));
+        assert_eq!(framing("Expect: something\r\n"), Err(417));
+    }
+
+    #[test]
+    fn persistence_is_the_versions_unless_said() {
+        let of = |text: &str| parse(text).expect("well-formed").persistence();
+        assert_eq!(of("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Persistence::KeepAlive);
+        assert_eq!(of("GET / HTTP/1.1\r\nHost: x\r\nConnection: x, Close\r\n\r\n"), Persistence::Close);
+        assert_eq!(of("GET / HTTP/1.0\r\n\r\n"), Persistence::Close);
+        assert_eq!(of("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"), Persistence::KeepAlive);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            if let Ok(Some(length)) = end(&bytes, 0, LIMITS) {
+                drop(RequestHead::parse(&bytes[..length], LIMITS));
+            }
+        }
+
+        #[test]
+        fn a_kept_head_is_the_bytes(fields in proptest::collection::vec(("[A-Za-z-]{1,12}", "[ -~]{0,30}"), 0..20)) {
+            let lines: String = fields.iter().map(|(n, v)| format!("X{n}: {v}\r\n")).collect();
+            let text = format!("GET /p HTTP/1.1\r\nHost: h\r\n{lines}\r\n");
+            let head = parse(&text).expect("well-formed");
+            assert_eq!(head.bytes(), text.as_bytes());
+            let got: Vec<_> = head.fields().skip(1).map(|(n, v)| (n[1..].to_owned(), String::from_utf8(v.to_vec()).unwrap())).collect();
+            let sent: Vec<_> = fields.iter().map(|(n, v)| (n.clone(), v.trim().to_owned())).collect();
+            assert_eq!(got, sent);
+        }
+    }
+}

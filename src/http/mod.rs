@@ -1,0 +1,8 @@
+//! HTTP/1.x as bytes: heads in, framing of bodies, answers out (RFC 9110, RFC 9112).
+//!
+//! Everything here is pure and bounded: no sockets, no clock. Whoever holds a client's socket decides how many of the
+//! bytes that these functions looked at are taken from it.
+
+pub mod body;
+pub mod head;
+pub mod path;
