@@ -2,7 +2,7 @@
  * The load: a closed loop of clients, each with one request at a time and a
  * new TCP connection for every request, read to its end.
  *
- * usage: load -p PORT [-c CLIENTS] [-n REQUESTS] [-w WARMUP] [-t SECONDS_MAX]
+ * usage: load -p PORT -b TOKEN [-c CLIENTS] [-n REQUESTS] [-w WARMUP] [-t SECONDS_MAX]
  *
  * Runs the warm-up to its end, says `warm` on standard output and waits for a
  * line on standard input: whoever measures reads the gateway's counters there,
@@ -24,8 +24,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What a browser sends for an event stream: 13 fields. */
-static const char request[] =
+/* What a script in a browser sends for an event stream: 13 fields. */
+static const char request_format[] =
 	"GET /v1/chat?conversation=42&model=large HTTP/1.1\r\n"
 	"Host: bench.example\r\n"
 	"User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
@@ -33,12 +33,12 @@ static const char request[] =
 	"Accept-Language: en-GB,en;q=0.7,de;q=0.3\r\n"
 	"Accept-Encoding: gzip, deflate, br, zstd\r\n"
 	"Referer: https://bench.example/conversations/42\r\n"
+	"Authorization: Bearer %s\r\n"
 	"Cookie: session=8f14e45fceea167a5a36dedd4bea2543; theme=dark; consent=1.1700000000\r\n"
 	"Connection: close\r\n"
 	"Sec-Fetch-Dest: empty\r\n"
 	"Sec-Fetch-Mode: cors\r\n"
 	"Sec-Fetch-Site: same-origin\r\n"
-	"Pragma: no-cache\r\n"
 	"Cache-Control: no-cache\r\n"
 	"\r\n";
 
@@ -53,6 +53,8 @@ struct client {
 
 static struct sockaddr_in gateway = { .sin_family = AF_INET };
 static struct client *clients;
+static char request[2048];
+static size_t request_len;
 static uint32_t *latencies_ns; /* of good answers in the present part; 4.29 s is the most */
 static long count, errors, not_200;
 static long begun, ended;
@@ -86,7 +88,7 @@ static void send_request(struct client *c)
 	struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
 
 	c->state = WAITING;
-	if (send(c->socket, request, sizeof request - 1, MSG_NOSIGNAL) != sizeof request - 1)
+	if (send(c->socket, request, request_len, MSG_NOSIGNAL) != (ssize_t)request_len)
 		end(c, ERROR);
 	else
 		epoll_ctl(epoll, EPOLL_CTL_MOD, c->socket, &e);
@@ -182,9 +184,10 @@ int main(int argc, char **argv)
 	uint64_t began_ns, due_ns;
 	double seconds;
 
-	for (int o; (o = getopt(argc, argv, "p:c:n:w:t:")) != -1;) {
+	for (int o; (o = getopt(argc, argv, "p:b:c:n:w:t:")) != -1;) {
 		switch (o) {
 		case 'p': gateway.sin_port = htons((in_port_t)atoi(optarg)); break;
+		case 'b': request_len = (size_t)snprintf(request, sizeof request, request_format, optarg); break;
 		case 'c': clients_count = atoi(optarg); break;
 		case 'n': requests = atol(optarg); break;
 		case 'w': warmup = atol(optarg); break;
@@ -192,7 +195,8 @@ int main(int argc, char **argv)
 		default: return 2;
 		}
 	}
-	if (gateway.sin_port == 0 || clients_count < 1 || requests < 1 || warmup < 0)
+	if (gateway.sin_port == 0 || request_len == 0 || request_len >= sizeof request ||
+	    clients_count < 1 || requests < 1 || warmup < 0)
 		return 2;
 	gateway.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	clients = calloc((size_t)clients_count, sizeof *clients);
