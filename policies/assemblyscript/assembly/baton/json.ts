@@ -13,11 +13,18 @@ export enum Kind {
 export class Value {
   /** Of a string its text, of a number and a truth value their spelling. */
   text: string = "";
-  items: Value[] = [];
-  members: Map<string, Value> = new Map();
+  items: Value[];
+  members: Map<string, Value>;
 
-  constructor(public kind: Kind) {}
+  constructor(public kind: Kind) {
+    this.items = kind == Kind.Array ? [] : NO_ITEMS;
+    this.members = kind == Kind.Object ? new Map() : NO_MEMBERS;
+  }
 }
+
+// Shared by all values that have none and never written to: an empty map takes 200 bytes.
+const NO_ITEMS: Value[] = [];
+const NO_MEMBERS: Map<string, Value> = new Map();
 
 /** Reads a text; null when it is not JSON. Of members with one name the last counts. */
 export function parse(text: string): Value | null {
