@@ -32,12 +32,14 @@ mod generation;
 mod host;
 mod imports;
 mod prove;
+mod reload;
 mod snapshot;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
 pub use generation::{Digest, Generation};
 pub use host::Engine;
+pub use reload::Watcher;
 
 /// What decides when the policy itself fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
