@@ -1,9 +1,12 @@
 //! The clock that ends overlong calls: one thread for each engine, asleep while no guest runs.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// How often guests are looked at; a call may run over its deadline by about this much.
 const TICK: Duration = Duration::from_millis(1);
@@ -12,17 +15,26 @@ const TICK: Duration = Duration::from_millis(1);
 /// enough that a busy one seldom pays for waking it.
 const IDLE_TICK_COUNT_MAX: u32 = 100;
 
+/// How many times its deadline a guest may take by the clock on the wall when it does not get the processor.
+const WALL_FACTOR: u32 = 20;
+
 /// When a guest's time is up, and how much of it there was.
+///
+/// What counts is the time that the guest's thread ran, because a busy machine or a container's quota can stop any
+/// thread for longer than a deadline. Reading that clock costs more than most decisions, so it is read when the time is
+/// up on the wall, and at the beginning only once a tick. A call stays on its thread.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
     allowed: Duration,
-    until: Instant,
+    began: Instant,
+    /// That of the thread, at the beginning or up to a tick earlier.
+    began_thread: Duration,
 }
 
 impl Deadline {
-    /// Begins to run now.
+    /// Begins to run now, on this thread.
     pub(super) fn after(allowed: Duration) -> Self {
-        Self { allowed, until: Instant::now() + allowed }
+        Self { allowed, began: Instant::now(), began_thread: thread_time() }
     }
 
     /// What the guest was given.
@@ -30,16 +42,31 @@ impl Deadline {
         self.allowed
     }
 
-    /// Gives back time that the guest was not running for.
-    pub(super) fn put_off(&mut self, by: Duration) {
-        self.until += by;
+    /// Waits for something with the clocks stopped.
+    pub(super) async fn stopped<F: Future>(&mut self, future: F) -> F::Output {
+        let (began, began_thread) = (Instant::now(), thread_time());
+        let output = future.await;
+        self.began += began.elapsed();
+        self.began_thread += thread_time().saturating_sub(began_thread);
+        output
     }
 
     /// Ticks until it has to be looked at again; 0 when the time is up.
     pub(super) fn ticks(self) -> u64 {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let on_wall = self.began.elapsed();
+        let mut left = self.allowed.saturating_sub(on_wall);
+        if left.is_zero() {
+            let hard = self.allowed.saturating_mul(WALL_FACTOR).saturating_sub(on_wall);
+            left = self.allowed.saturating_sub(thread_time().saturating_sub(self.began_thread)).min(hard);
+        }
         u64::try_from(left.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX >> 1)
     }
+}
+
+/// How long this thread has run.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock");
+    time.into()
 }
 
 #[derive(Debug)]
@@ -53,6 +80,8 @@ struct State {
     running: AtomicUsize,
     asleep: AtomicBool,
     stopped: AtomicBool,
+    /// Goes on while guests run, and once when the thread falls asleep.
+    ticks: AtomicU64,
 }
 
 impl Ticker {
@@ -74,6 +103,20 @@ impl Ticker {
             thread.thread().unpark();
         }
         Running(&self.state)
+    }
+
+    /// A deadline that begins to run now, on this thread.
+    pub(super) fn deadline(&self, allowed: Duration) -> Deadline {
+        thread_local! {
+            static LAST: Cell<(u64, Duration)> = const { Cell::new((u64::MAX, Duration::ZERO)) };
+        }
+        let tick = self.state.ticks.load(Ordering::SeqCst);
+        let (mut at, mut began_thread) = LAST.get();
+        if at != tick {
+            (at, began_thread) = (tick, thread_time());
+            LAST.set((at, began_thread));
+        }
+        Deadline { allowed, began: Instant::now(), began_thread }
     }
 
     #[cfg(test)]
@@ -104,6 +147,7 @@ impl State {
             }
             if idle > IDLE_TICK_COUNT_MAX {
                 self.asleep.store(true, Ordering::SeqCst);
+                self.ticks.fetch_add(1, Ordering::SeqCst);
                 if self.running.load(Ordering::SeqCst) == 0 && !self.stopped.load(Ordering::SeqCst) {
                     thread::park();
                 }
@@ -113,6 +157,7 @@ impl State {
             // Also ended by `unpark`, which only makes one tick early; deadlines are judged by the clock.
             thread::park_timeout(TICK);
             engine.increment_epoch();
+            self.ticks.fetch_add(1, Ordering::SeqCst);
         }
     }
 }
@@ -137,6 +182,18 @@ mod tests {
             assert!(Instant::now() < patience, "{what}");
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn time_that_a_thread_does_not_get_is_not_counted() {
+        let deadline = Deadline::after(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(60));
+        assert!(deadline.ticks() > 0, "it was asleep");
+        let running = Instant::now();
+        eventually("it ran", || running.elapsed() > Duration::from_millis(60) && deadline.ticks() == 0);
+        let deadline = Deadline::after(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1) * (WALL_FACTOR + 5));
+        assert_eq!(deadline.ticks(), 0, "there is an end to patience");
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::body::BodyPort;
-use super::epoch::Deadline;
 use super::error::{LoadError, PolicyError, Stage};
 use super::host::{Engine, Instance};
 use super::imports::{Call, Identity};
@@ -130,7 +129,7 @@ impl Generation {
         body: &BodyPort,
     ) -> Result<Decision, PolicyError> {
         let call = || Call { request: Arc::clone(request), body: body.clone() };
-        let deadline = Deadline::after(self.options.deadline);
+        let deadline = self.proven.template.deadline(self.options.deadline);
         let mut instance = match self.take_idle(worker) {
             Some(instance) => instance,
             None => self.proven.template.instantiate(deadline).await?,

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmtime::component::{
     Component, ComponentExportIndex, ComponentNamedList, HasSelf, InstancePre, Lift, Linker, Lower, TypedFunc, WasmList,
@@ -216,6 +217,11 @@ impl Template {
 
     pub(super) fn suspends(&self) -> bool {
         self.suspends
+    }
+
+    /// A deadline that begins to run now, on this thread.
+    pub(super) fn deadline(&self, allowed: Duration) -> Deadline {
+        self.engine.0.ticker.deadline(allowed)
     }
 
     /// Makes an instance; start functions run, for as long as `deadline` allows.

@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
@@ -70,7 +69,7 @@ pub(super) fn prove(
     let suspends = check_imports(&component)?;
     let hooks = find_hooks(&component)?;
     let limits = Limits { memory_bytes_max: options.memory_bytes_max, decision_bytes_max: options.decision_bytes_max };
-    let template = |component| Template::new(engine, component, Arc::clone(identity), limits, suspends);
+    let template = |component: &Component| Template::new(engine, component, Arc::clone(identity), limits, suspends);
 
     let mut proven = Proven { template: template(&component)?, hooks, requirements: None };
     let mut deadline = Deadline::after(options.configure_deadline);
@@ -84,10 +83,8 @@ pub(super) fn prove(
         };
         let configured = now(prepared.take(&mut instance))?;
         drop(instance);
-        let began = Instant::now();
-        proven.template = template(&engine.compile(&configured)?)?;
         // Compiling is not the guest's time.
-        deadline.put_off(began.elapsed());
+        proven.template = now(deadline.stopped(async { template(&engine.compile(&configured)?) }))?;
     }
     let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
     match now(instance.self_test(test_call(), deadline)).map_err(stage(Stage::SelfTest))? {

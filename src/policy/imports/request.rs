@@ -1,7 +1,6 @@
 //! `request`: getters for the request of the hook that is running. Each copies what it names, and no more.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use super::Imports;
 use crate::http::body::Framing;
@@ -155,9 +154,7 @@ impl request::Host for Imports {
 
     async fn body_prefix(&mut self, bytes_max: u32) -> wasmtime::Result<Result<Vec<u8>, request::BodyError>> {
         let body = self.call("body-prefix")?.body.clone();
-        let asked = Instant::now();
-        let prefix = body.prefix(bytes_max).await;
-        self.deadline.put_off(asked.elapsed());
+        let prefix = self.deadline.stopped(body.prefix(bytes_max)).await;
         Ok(prefix.map_err(|error| match error {
             BodyError::Closed => request::BodyError::Closed,
             BodyError::NotAvailable => request::BodyError::NotAvailable,
