@@ -60,6 +60,7 @@ struct Machine {
 struct State {
     imports: Imports,
     memory: MemoryLimit,
+    decision_bytes_max: usize,
 }
 
 impl Engine {
@@ -228,9 +229,10 @@ impl Template {
     pub(super) async fn instantiate(&self, deadline: Deadline) -> Result<Instance, PolicyError> {
         let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
         let memory = MemoryLimit { bytes_max: self.limits.memory_bytes_max, bytes: 0, refused: None };
-        let mut store = Store::new(&self.engine.0.wasmtime, State { imports, memory });
+        let decision_bytes_max = self.limits.decision_bytes_max;
+        let mut store = Store::new(&self.engine.0.wasmtime, State { imports, memory, decision_bytes_max });
         store.limiter(|state| &mut state.memory);
-        store.set_hostcall_fuel(2 * self.limits.decision_bytes_max + HOST_CALL_BYTES_BASE);
+        store.set_hostcall_fuel(decision_bytes_max.saturating_mul(2).saturating_add(HOST_CALL_BYTES_BASE));
         store.epoch_deadline_callback(|context| match context.data().imports.deadline.ticks() {
             0 => Err(DeadlineExceeded.into()),
             ticks => Ok(UpdateDeadline::Continue(ticks)),
@@ -425,7 +427,7 @@ fn failure(store: &Store<State>, error: &wasmtime::Error) -> PolicyError {
     }
     // The guest had returned: it is what it returned that cannot be read.
     if said.contains("fuel allocated for hostcalls") {
-        return BadValue::Size { bytes_max: (store.hostcall_fuel() - HOST_CALL_BYTES_BASE) / 2 }.into();
+        return BadValue::Size { bytes_max: store.data().decision_bytes_max }.into();
     }
     BadValue::Malformed(said).into()
 }

@@ -34,18 +34,18 @@ pub struct Watcher {
     /// None where the kernel has no watches left: then only the poll finds changes.
     events: Option<RecommendedWatcher>,
     /// Watched folders, and which they were when the watch was set.
-    folders: BTreeMap<PathBuf, Option<Identity>>,
+    folders: BTreeMap<PathBuf, Option<Inode>>,
     /// Watched files, as they were when they were last reported.
     files: BTreeMap<PathBuf, Option<Look>>,
 }
 
 /// Device and inode.
-type Identity = (u64, u64);
+type Inode = (u64, u64);
 
 /// What a file looks like from outside. `ctime` cannot be set, so that a change that keeps size and `mtime` is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Look {
-    identity: Identity,
+    inode: Inode,
     bytes: u64,
     mtime: (i64, i64),
     ctime: (i64, i64),
@@ -130,7 +130,7 @@ impl Watcher {
             keep
         });
         for folder in wanted {
-            let now = identity(&folder);
+            let now = inode(&folder);
             if self.folders.get(&folder).copied().flatten() == now && now.is_some() {
                 continue;
             }
@@ -150,14 +150,14 @@ fn is_only_reading(kind: EventKind) -> bool {
 fn look(path: &Path) -> Option<Look> {
     let found = fs::metadata(path).ok()?;
     Some(Look {
-        identity: (found.dev(), found.ino()),
+        inode: (found.dev(), found.ino()),
         bytes: found.len(),
         mtime: (found.mtime(), found.mtime_nsec()),
         ctime: (found.ctime(), found.ctime_nsec()),
     })
 }
 
-fn identity(path: &Path) -> Option<Identity> {
+fn inode(path: &Path) -> Option<Inode> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::LazyLock;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use super::*;
@@ -233,13 +234,9 @@ fn a_body_is_seen_through_whoever_holds_the_client() {
     };
     assert_eq!((respond.status, &*respond.body), (200, &b"begins so"[..]));
     assert_eq!(status(asked(Err(BodyError::TimedOut), Duration::ZERO)), 501);
-    let beyond = 3 * generation_deadline(&generation);
+    let beyond = 3 * options("reads_body").deadline;
     assert_eq!(status(asked(Ok(b"late"), beyond)), 200, "waiting is not the guest's time");
     assert_eq!(status(decide(&generation)), 200, "a request without a body has an empty one");
-}
-
-fn generation_deadline(_: &Generation) -> Duration {
-    options("reads_body").deadline
 }
 
 #[test]
@@ -255,6 +252,93 @@ fn a_client_that_leaves_takes_its_instance_with_it() {
         }
     });
     assert_eq!(status(decide(&generation)), 200);
+}
+
+#[test]
+fn when_all_instances_are_taken_the_next_request_fails_and_says_so() {
+    let engine = Engine::new(1).expect("an engine");
+    let generation = Policy::load(&engine, options("reads_body"), None).expect("it loads").current();
+    let waiting_request = request("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n");
+    let (port, _peeks) = BodyPort::open();
+    let mut waiting = Vec::new();
+    let error = loop {
+        assert!(waiting.len() < 10_000, "there is a bound");
+        let mut decision = Box::pin(generation.on_request(0, &waiting_request, &port));
+        match decision.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => waiting.push(decision),
+            Poll::Ready(decision) => break decision.expect_err("nobody answers"),
+        }
+    };
+    assert!(matches!(&error, PolicyError::Exhausted(said) if said.contains("limit of 1064")), "{error}");
+    drop(waiting);
+    assert_eq!(status(decide(&generation)), 200);
+}
+
+#[test]
+fn a_component_is_held_to_the_same_imports() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |text: &str| {
+        let module = folder.path().join("p.wasm");
+        fs::write(&module, text).expect("written");
+        Policy::load(&ENGINE, Options::new("gate", module), None).expect_err(text).to_string()
+    };
+    let said = refused(r#"(component (import "wasi:cli/stdout@0.2.6" (instance)))"#);
+    assert!(said.starts_with("imports: imports wasi:cli/stdout@0.2.6: this version of the gateway offers no WASI"));
+    let said = refused(r#"(component (import "baton:policy/request@0.2.0" (instance)))"#);
+    assert!(said.contains("speaks baton:policy@0.1.0"), "{said}");
+    assert!(refused("(component)").ends_with("it exports nothing"));
+}
+
+/// What is logged while `run` runs, by line.
+fn logged(run: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let bytes = lines.0.lock().expect("nobody panicked");
+    String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_log_line_says_whose_it_is_and_a_flood_is_cut() {
+    let lines = logged(|| {
+        let generation = load("logs").current();
+        decide(&generation).expect("it passes");
+    });
+    assert_eq!(lines.len(), 101, "1,000 were written, 100 are allowed in a second");
+    let said = r#"WARN policy: first\r\nsecond\u{1b}[31m policy="gate" generation=1 request="#;
+    assert!(lines[0].contains(said), "{}", lines[0]);
+    assert!(lines[100].contains("900 lines left out: more than 100 in a second"), "{}", lines[100]);
+}
+
+#[test]
+fn a_failing_reload_is_said_once_for_each_content() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = folder.path().join("p.wasm");
+    let write = |guest: &str| fs::copy(options(guest).module, &module).expect("copied");
+    write("answers");
+    let policy = Policy::load(&ENGINE, Options::new("gate", module.clone()), None).expect("it loads");
+    let lines = logged(|| {
+        for guest in ["start_traps", "start_traps", "self_test_fails", "self_test_fails", "answers", "counts"] {
+            write(guest);
+            let _: Result<Reload, LoadError> = policy.reload();
+        }
+    });
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines[0].contains("generation 1 stays: instantiate: trap"), "{}", lines[0]);
+    assert!(lines[1].contains("generation 1 stays: self-test: two and two are five"), "{}", lines[1]);
+    assert!(lines[2].contains("policy reloaded policy=\"gate\" from=1 to=2"), "{}", lines[2]);
 }
 
 #[test]
