@@ -124,7 +124,7 @@ impl<'a> Core<'a> {
     fn embed_contract(&self) -> Result<Vec<u8>, LoadError> {
         let (mut resolve, world) = CONTRACT.clone();
         let mut canonical_names = BTreeMap::new();
-        let mut absent = Vec::new();
+        let mut interfaces = Vec::new();
         for (key, item) in &resolve.worlds[world].exports {
             let WorldItem::Interface { id, .. } = item else { continue };
             let interface = resolve.name_world_key(key);
@@ -144,9 +144,9 @@ impl<'a> Core<'a> {
                 canonical_names.insert(format!("{friendly}_post"), format!("cabi_post_{canonical}"));
                 canonical_names.insert(friendly, canonical);
             }
-            absent.push((key.clone(), *id, present));
+            interfaces.push((key.clone(), *id, present));
         }
-        for (key, id, present) in absent {
+        for (key, id, present) in interfaces {
             resolve.interfaces[id].functions.retain(|name, _| present.contains(name));
             if present.is_empty() {
                 resolve.worlds[world].exports.shift_remove(&key);

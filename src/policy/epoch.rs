@@ -131,7 +131,7 @@ impl Drop for Ticker {
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // A panic of that thread has been printed already, and nothing else can be done about it.
-            let _: Result<(), _> = thread.join();
+            drop(thread.join());
         }
     }
 }

@@ -52,6 +52,12 @@ impl Generation {
     pub(super) fn prove(engine: &Engine, options: &Options, number: u64, file: &[u8]) -> Result<Self, LoadError> {
         let identity = Arc::new(Identity::new(options, number));
         let proven = prove::prove(engine, options, &identity, file)?;
+        let mut reuse_max = options.reuse_max;
+        let mut targets = options.targets.clone();
+        if let Some(requirements) = &proven.requirements {
+            reuse_max = reuse_max.min(requirements.max_reuse);
+            targets = narrow(targets, &requirements.targets)?;
+        }
         let uncalled = prove::uncalled(&proven.hooks);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -60,12 +66,6 @@ impl Generation {
                 "exports hooks that this version of the gateway does not call: {}",
                 uncalled.join(", ")
             );
-        }
-        let mut reuse_max = options.reuse_max;
-        let mut targets = options.targets.clone();
-        if let Some(requirements) = &proven.requirements {
-            reuse_max = reuse_max.min(requirements.max_reuse);
-            targets = narrow(targets, &requirements.targets)?;
         }
         let idle = (0..engine.workers()).map(|_| Mutex::default()).collect();
         let (digest, loaded_at) = (Digest::of(file), SystemTime::now());

@@ -13,10 +13,10 @@ use wasmtime::component::types::ComponentItem;
 use super::Options;
 use super::bindings::Requirements;
 use super::body::BodyPort;
-use super::componentize::{self, REQUEST_HOOK, WASI_REMEDY};
+use super::componentize::{self, LIFECYCLE, WASI_REMEDY};
 use super::epoch::Deadline;
 use super::error::{LoadError, PolicyError, Stage};
-use super::host::{self, Engine, Limits, Template};
+use super::host::{self, Engine, Instance, Limits, Template};
 use super::imports::{Call, Identity};
 use super::snapshot;
 use crate::http::head::{self, RequestHead};
@@ -64,32 +64,49 @@ pub(super) fn prove(
 ) -> Result<Proven, LoadError> {
     let plain = componentize::componentize(file)?;
     // What is configured is compiled twice: to run `configure`, and with the state that it left.
-    let prepared = if exports(&plain, "configure") { Some(snapshot::prepare(&plain)?) } else { None };
-    let component = engine.compile(prepared.as_ref().map_or(&plain, |prepared| &prepared.instrumented))?;
+    let prepared = may_configure(&plain).then(|| snapshot::prepare(&plain));
+    let component = engine.compile(match &prepared {
+        Some(Ok(prepared)) => &prepared.instrumented,
+        _ => &plain,
+    })?;
     let suspends = check_imports(&component)?;
     let hooks = find_hooks(&component)?;
     let limits = Limits { memory_bytes_max: options.memory_bytes_max, decision_bytes_max: options.decision_bytes_max };
     let template = |component: &Component| Template::new(engine, component, Arc::clone(identity), limits, suspends);
-
+    let configures = hooks.contains(&"configure");
     let mut proven = Proven { template: template(&component)?, hooks, requirements: None };
     let mut deadline = Deadline::after(options.configure_deadline);
-    if let Some(prepared) = prepared {
-        let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
-        let config = options.config.to_string();
-        proven.requirements = match now(instance.configure(&config, deadline)).map_err(stage(Stage::Configure))? {
-            None => None,
-            Some(Ok(requirements)) => Some(requirements),
-            Some(Err(faults)) => return Err(LoadError::new(Stage::Configure, faults.join("; "))),
-        };
-        let configured = now(prepared.take(&mut instance))?;
-        drop(instance);
-        // Compiling is not the guest's time.
-        proven.template = now(deadline.stopped(async { template(&engine.compile(&configured)?) }))?;
+    match prepared {
+        Some(prepared) if configures => {
+            let prepared = prepared?;
+            let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
+            proven.requirements = configure(&mut instance, options, deadline)?;
+            let configured = now(prepared.take(&mut instance))?;
+            drop(instance);
+            // Compiling is not the guest's time.
+            proven.template = now(deadline.stopped(async { template(&engine.compile(&configured)?) }))?;
+        }
+        // It only looked as if.
+        Some(Ok(_)) => proven.template = template(&engine.compile(&plain)?)?,
+        _ => {}
     }
     let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
     match now(instance.self_test(test_call(), deadline)).map_err(stage(Stage::SelfTest))? {
         Ok(()) => Ok(proven),
         Err(fault) => Err(LoadError::new(Stage::SelfTest, fault)),
+    }
+}
+
+fn configure(
+    instance: &mut Instance,
+    options: &Options,
+    deadline: Deadline,
+) -> Result<Option<Requirements>, LoadError> {
+    let config = options.config.to_string();
+    match now(instance.configure(&config, deadline)).map_err(stage(Stage::Configure))? {
+        None => Ok(None),
+        Some(Ok(requirements)) => Ok(Some(requirements)),
+        Some(Err(faults)) => Err(LoadError::new(Stage::Configure, faults.join("; "))),
     }
 }
 
@@ -103,10 +120,10 @@ fn stage(stage: Stage) -> impl Fn(PolicyError) -> LoadError {
     move |error| LoadError::new(stage, error)
 }
 
-/// Whether a component may export that function: a cheap look that never misses one.
-fn exports(component: &[u8], function: &str) -> bool {
-    memchr::memmem::find(component, function.as_bytes()).is_some()
-        && memchr::memmem::find(component, componentize::LIFECYCLE.as_bytes()).is_some()
+/// Whether a component may export `configure`: a cheap look that never misses one.
+fn may_configure(component: &[u8]) -> bool {
+    let contains = |text: &str| memchr::memmem::find(component, text.as_bytes()).is_some();
+    contains(LIFECYCLE) && contains("configure")
 }
 
 /// Refuses what is not offered, and tells whether anything that is imported waits.
@@ -141,7 +158,6 @@ fn find_hooks(component: &Component) -> Result<Vec<&'static str>, LoadError> {
     }
     let names: Vec<_> =
         component.component_type().exports(component.engine()).map(|(name, _)| name.to_owned()).collect();
-    debug_assert!(!names.iter().any(|name| name == REQUEST_HOOK), "an interface of one function has it");
     Err(componentize::no_request_hook(&names.join(", ")))
 }
 

@@ -125,7 +125,7 @@ impl Watcher {
             let keep = wanted.contains(folder);
             if !keep {
                 // Fails where the folder is gone, and its watch with it.
-                let _: Result<(), _> = events.unwatch(folder);
+                drop(events.unwatch(folder));
             }
             keep
         });
@@ -134,7 +134,7 @@ impl Watcher {
             if self.folders.get(&folder).copied().flatten() == now && now.is_some() {
                 continue;
             }
-            let _: Result<(), _> = events.unwatch(&folder);
+            drop(events.unwatch(&folder));
             // One that cannot be watched is tried again at the next look, which the poll brings.
             let watched = events.watch(&folder, RecursiveMode::NonRecursive).is_ok();
             self.folders.insert(folder, now.filter(|_| watched));
