@@ -31,6 +31,7 @@ mod error;
 mod generation;
 mod host;
 mod imports;
+mod limits;
 mod prove;
 mod reload;
 mod snapshot;

@@ -183,6 +183,22 @@ fn a_module_that_is_not_ready_is_refused_and_says_why() {
 }
 
 #[test]
+fn only_the_state_after_configure_has_to_be_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = folder.path().join("p.wat");
+    let load = |hook: &str| {
+        let table = "(table 1 funcref) (func (table.set (i32.const 0) (ref.null func)))";
+        let text = fs::read_to_string(options("configured").module).expect("a guest").replace("\"configure\"", hook);
+        fs::write(&module, text.replace("(module", &format!("(module {table}"))).expect("written");
+        Policy::load(&ENGINE, Options { module: module.clone(), ..options("configured") }, None)
+    };
+    let said = load("\"configure\"").expect_err("a table cannot be kept").to_string();
+    assert!(said.contains("cannot be kept: unsupported `table.set` instruction; use config.get"), "{said}");
+    let said = load("\"not_configure\"").expect_err("it tests whether it was configured").to_string();
+    assert_eq!(said, "self-test: ");
+}
+
+#[test]
 fn configure_is_ended_at_its_own_deadline() {
     let configure_deadline = Duration::from_millis(50);
     let options = Options { configure_deadline, ..options("configure_spins") };
