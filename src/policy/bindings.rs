@@ -1,0 +1,220 @@
+//! The contract of `wit/policy.wit` as Rust types, and the one place where a guest's values become ours.
+//!
+//! A decision that comes out of here can be used as it is: names are lower-case tokens, nothing that goes onto the wire
+//! carries CR, LF or NUL, statuses are those of final answers, and framing fields are gone, because framing is the
+//! gateway's. Generated names do not leave this folder.
+
+use std::time::Duration;
+
+use super::error::BadValue;
+use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
+use crate::http::head::is_token_byte;
+
+#[allow(
+    missing_debug_implementations,
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    reason = "written by bindgen"
+)]
+mod generated {
+    wasmtime::component::bindgen!({
+        path: "wit",
+        inline: "
+            package baton:host;
+            /// What this version offers to policies, and the exports whose types it reads.
+            world host {
+                import baton:policy/types@0.1.0;
+                import baton:policy/request@0.1.0;
+                import baton:policy/log@0.1.0;
+                import baton:policy/config@0.1.0;
+                export baton:policy/lifecycle@0.1.0;
+            }
+        ",
+        world: "baton:host/host",
+        imports: { default: trappable, "baton:policy/request.body-prefix": async | trappable },
+    });
+}
+
+pub(super) use generated::Host_ as World;
+pub(super) use generated::baton::policy::{config, log, request, types};
+pub(super) use generated::exports::baton::policy::lifecycle::Requirements;
+
+/// Opaque bytes that a policy hands to its own later hooks.
+const CARRY_BYTES_MAX: usize = 64 << 10;
+
+/// Fields that delimit messages or belong to one connection only: what a policy says of them is dropped.
+const FRAMING_FIELDS: [&str; 8] =
+    ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Checks a guest's decision and makes it ours.
+pub(super) fn decision(given: types::Decision, bytes_max: usize) -> Result<Decision, BadValue> {
+    let types::Decision { action, carry, annotations } = given;
+    if carry.len() > CARRY_BYTES_MAX {
+        return Err(BadValue::Carry { bytes: carry.len(), bytes_max: CARRY_BYTES_MAX });
+    }
+    let decision = Decision { action: self::action(action)?, carry, annotations };
+    let bytes = size(&decision);
+    if bytes > bytes_max {
+        return Err(BadValue::Size { bytes_max });
+    }
+    Ok(decision)
+}
+
+fn action(given: types::Action) -> Result<Action, BadValue> {
+    Ok(match given {
+        types::Action::Abort => Action::Abort,
+        types::Action::Handoff(given) => Action::Handoff(handoff(given)?),
+        types::Action::Pass(given) => Action::Pass(edits(given)?),
+        types::Action::Proxy(_) => return Err(BadValue::Proxy),
+        types::Action::Respond(given) => Action::Respond(Respond {
+            status: status(given.status)?,
+            headers: fields(given.headers)?,
+            body: given.body,
+        }),
+    })
+}
+
+fn handoff(given: types::Handoff) -> Result<Handoff, BadValue> {
+    let response_head = match given.response_head {
+        Some(head) => Some(ResponseHead { status: status(head.status)?, headers: fields(head.headers)? }),
+        None => None,
+    };
+    Ok(Handoff {
+        target: target(given.target)?,
+        data: given.data,
+        metadata: given.metadata,
+        response_head,
+        include_head: given.include_head,
+        relay: match given.relay {
+            types::RelayMode::Always => RelayMode::Always,
+            types::RelayMode::IfNeeded => RelayMode::IfNeeded,
+            types::RelayMode::Never => RelayMode::Never,
+        },
+        timeout: given.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
+        alternates: given.alternates.into_iter().map(target).collect::<Result<_, _>>()?,
+    })
+}
+
+fn edits(given: types::Edits) -> Result<Edits, BadValue> {
+    let mut remove = given.remove.into_iter().map(name).collect::<Result<Vec<_>, _>>()?;
+    remove.retain(|name| !is_framing(name));
+    Ok(Edits { remove, set: fields(given.set)?, append: fields(given.append)? })
+}
+
+fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
+    let mut fields = Vec::with_capacity(given.len());
+    for types::Field { name, value } in given {
+        let name = self::name(name)?;
+        if is_framing(&name) {
+            continue;
+        }
+        if value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+            return Err(BadValue::FieldValue { name });
+        }
+        fields.push(Field { name, value });
+    }
+    Ok(fields)
+}
+
+fn name(mut given: String) -> Result<String, BadValue> {
+    if given.is_empty() || !given.bytes().all(is_token_byte) {
+        return Err(BadValue::FieldName { name: given });
+    }
+    given.make_ascii_lowercase();
+    Ok(given)
+}
+
+fn is_framing(name: &str) -> bool {
+    FRAMING_FIELDS.contains(&name)
+}
+
+fn status(given: u16) -> Result<u16, BadValue> {
+    if (200..=599).contains(&given) { Ok(given) } else { Err(BadValue::Status { status: given }) }
+}
+
+fn target(given: String) -> Result<String, BadValue> {
+    if given.is_empty() || given.contains('\0') {
+        return Err(BadValue::Target { target: given });
+    }
+    Ok(given)
+}
+
+/// All strings and lists of a decision together, in bytes.
+fn size(decision: &Decision) -> usize {
+    let pairs = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+    let fields = |fields: &[Field]| fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>();
+    let names = |names: &[String]| names.iter().map(String::len).sum::<usize>();
+    let action = match &decision.action {
+        Action::Abort => 0,
+        Action::Handoff(h) => {
+            let head = h.response_head.as_ref().map_or(0, |head| fields(&head.headers));
+            h.target.len() + h.data.len() + pairs(&h.metadata) + head + names(&h.alternates)
+        }
+        Action::Pass(edits) => names(&edits.remove) + fields(&edits.set) + fields(&edits.append),
+        Action::Respond(respond) => fields(&respond.headers) + respond.body.len(),
+    };
+    action + decision.carry.len() + pairs(&decision.annotations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(name: &str, value: &[u8]) -> types::Field {
+        types::Field { name: name.into(), value: value.to_vec() }
+    }
+
+    fn given(action: types::Action) -> types::Decision {
+        types::Decision { action, carry: Vec::new(), annotations: Vec::new() }
+    }
+
+    fn respond(status: u16, headers: Vec<types::Field>) -> types::Decision {
+        given(types::Action::Respond(types::Respond { status, headers, body: b"body".to_vec() }))
+    }
+
+    #[test]
+    fn names_become_lower_case_and_framing_fields_are_dropped() {
+        let headers = vec![field("X-A", b"1"), field("Content-Length", b"7"), field("CONNECTION", b"close")];
+        let Action::Respond(respond) = decision(respond(200, headers), 1 << 20).expect("usable").action else {
+            panic!("a respond stays a respond");
+        };
+        assert_eq!(respond.headers, [Field { name: "x-a".into(), value: b"1".to_vec() }]);
+    }
+
+    #[test]
+    fn a_status_is_that_of_a_final_answer() {
+        for (status, usable) in [(0, false), (101, false), (199, false), (200, true), (599, true), (600, false)] {
+            assert_eq!(decision(respond(status, vec![]), 1 << 20).is_ok(), usable, "{status}");
+        }
+    }
+
+    #[test]
+    fn nothing_can_break_a_line_on_the_wire() {
+        for value in [&b"a\r"[..], b"a\nb", b"\0"] {
+            let decided = decision(respond(200, vec![field("a", value)]), 1 << 20);
+            assert_eq!(decided, Err(BadValue::FieldValue { name: "a".into() }));
+        }
+        for name in ["", "a b", "a\r\nb", "a:", "ü"] {
+            let decided = decision(respond(200, vec![field(name, b"")]), 1 << 20);
+            assert_eq!(decided, Err(BadValue::FieldName { name: name.into() }));
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded_at_the_limit_and_not_below() {
+        assert!(decision(respond(200, vec![field("ab", b"cd")]), 8).is_ok());
+        let over = decision(respond(200, vec![field("ab", b"cde")]), 8);
+        assert_eq!(over, Err(BadValue::Size { bytes_max: 8 }));
+        let mut carrying = given(types::Action::Abort);
+        carrying.carry = vec![0; CARRY_BYTES_MAX + 1];
+        assert!(matches!(decision(carrying, 1 << 20), Err(BadValue::Carry { .. })));
+    }
+
+    #[test]
+    fn a_target_is_a_name() {
+        for name in ["", "a\0b"] {
+            assert!(matches!(target(name.into()), Err(BadValue::Target { .. })));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What can go wrong with a policy, said for the log: one line, without control characters.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Write as _};
+use std::time::Duration;
+
+/// The machine that runs policies cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The thread that ends overlong calls cannot be started.
+    #[error("cannot start the thread that keeps deadlines")]
+    Thread(#[source] std::io::Error),
+    /// wasmtime refuses: this processor or these resource limits do not allow it.
+    #[error("cannot start the WebAssembly engine: {0}")]
+    Wasmtime(String),
+}
+
+/// How far a module came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the file.
+    Read,
+    /// Understanding WebAssembly text.
+    Text,
+    /// Making a component of a core module.
+    Componentize,
+    /// Compiling.
+    Compile,
+    /// Looking for the hooks.
+    Exports,
+    /// Looking at what it wants of the gateway.
+    Imports,
+    /// Making an instance, start functions included.
+    Instantiate,
+    /// `configure`, and keeping its state.
+    Configure,
+    /// `self-test`.
+    SelfTest,
+}
+
+impl Stage {
+    /// The word for it in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Text => "text",
+            Self::Componentize => "componentize",
+            Self::Compile => "compile",
+            Self::Exports => "exports",
+            Self::Imports => "imports",
+            Self::Instantiate => "instantiate",
+            Self::Configure => "configure",
+            Self::SelfTest => "self-test",
+        }
+    }
+}
+
+/// A module that cannot become a generation, and why. What was running before goes on running.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", stage.word())]
+pub struct LoadError {
+    stage: Stage,
+    reason: String,
+}
+
+impl LoadError {
+    pub(super) fn new(stage: Stage, reason: impl Display) -> Self {
+        Self { stage, reason: one_line(&reason.to_string()) }
+    }
+
+    /// How far it came.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// What is wrong and, where there is one, the remedy.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// A hook that did not end in a decision that can be used; the policy's `on_error` decides instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// It decided something that cannot be done.
+    #[error("bad value: {0}")]
+    BadValue(#[from] BadValue),
+    /// It ran for longer than its `deadline`.
+    #[error("deadline of {deadline:?} exceeded{place}")]
+    Deadline {
+        /// The limit.
+        deadline: Duration,
+        /// Where it was.
+        place: Place,
+    },
+    /// No room for another instance.
+    #[error("no instance to be had: {0}")]
+    Exhausted(String),
+    /// It stopped in the middle.
+    #[error("trap: {reason}{place}")]
+    Trap {
+        /// What the machine says, and whether `memory_max` had been reached.
+        reason: String,
+        /// Where it was.
+        place: Place,
+    },
+}
+
+/// What is wrong with a decision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadValue {
+    /// A `carry` that is too long.
+    #[error("carry of {bytes} bytes, {bytes_max} are allowed")]
+    Carry {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// A field name that is no token.
+    #[error("field name \"{}\" is no token", escape(name))]
+    FieldName {
+        /// As the policy gave it.
+        name: String,
+    },
+    /// A field value that would break the line.
+    #[error("value of field {name} contains CR, LF or NUL")]
+    FieldValue {
+        /// The field.
+        name: String,
+    },
+    /// Not even of the contract's types: text that is not UTF-8, a pointer beyond the memory, a case that does not exist.
+    #[error("{0}")]
+    Malformed(String),
+    /// `proxy`.
+    #[error("proxy: this version of the gateway has no upstreams")]
+    Proxy,
+    /// Too much of everything.
+    #[error("the decision is larger than {bytes_max} bytes (decision_bytes_max)")]
+    Size {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// A status that no final answer has.
+    #[error("status {status} is outside 200 to 599")]
+    Status {
+        /// As the policy gave it.
+        status: u16,
+    },
+    /// A target that no configuration can name.
+    #[error("target \"{}\" is empty or contains NUL", escape(target))]
+    Target {
+        /// As the policy gave it.
+        target: String,
+    },
+}
+
+/// Where a guest was when it stopped, innermost first, on one line: ` at decide (src/lib.rs:12:5) < on_request`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place(String);
+
+/// More than these say nothing new.
+const FRAME_COUNT_MAX: usize = 8;
+
+impl Place {
+    /// Of the error that a call ended with; empty where the guest was not running.
+    pub(super) fn of(error: &wasmtime::Error) -> Self {
+        let Some(trace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else { return Self::default() };
+        let mut out = String::new();
+        let mut frames = 0;
+        for frame in trace.frames() {
+            let fallback = || frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), demangled);
+            let mut push = |name: String, place: Option<String>| {
+                out.push_str(if frames == 0 { " at " } else { " < " });
+                out.push_str(&escape(&name));
+                if let Some(place) = place {
+                    let _ = write!(out, " ({})", escape(&place));
+                }
+                frames += 1;
+            };
+            if frame.symbols().is_empty() {
+                push(fallback(), None);
+            }
+            for symbol in frame.symbols() {
+                let line = symbol.line().map_or_else(String::new, |line| format!(":{line}"));
+                push(symbol.name().map_or_else(fallback, demangled), symbol.file().map(|file| format!("{file}{line}")));
+            }
+            if frames >= FRAME_COUNT_MAX {
+                out.push_str(" < …");
+                break;
+            }
+        }
+        Self(out)
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
+
+/// `text` with control characters in their escaped form, so that it can neither end a line nor move a cursor.
+pub(super) fn escape(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+/// A message of several lines as one: runs of white space become one space, other control characters are escaped.
+pub(super) fn one_line(text: &str) -> String {
+    escape(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_without_control_characters() {
+        let error = LoadError::new(Stage::Configure, "first\n  second\u{1b}[31m\u{7}");
+        assert_eq!(error.to_string(), "configure: first second\\u{1b}[31m\\u{7}");
+        let bad = PolicyError::from(BadValue::FieldName { name: "a\r\nb".into() });
+        assert_eq!(bad.to_string(), "bad value: field name \"a\\r\\nb\" is no token");
+    }
+}

@@ -1,0 +1,180 @@
+//! A file's bytes to a module that is known to work: componentized, compiled, configured and tested before any request
+//! sees it. Blocking; runs off the workers.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
+
+use super::Options;
+use super::bindings::Requirements;
+use super::body::BodyPort;
+use super::componentize::{self, LIFECYCLE, WASI_REMEDY};
+use super::epoch::Deadline;
+use super::error::{LoadError, PolicyError, Stage};
+use super::host::{self, Engine, Instance, Template};
+use super::imports::{Call, Identity};
+use super::limits::Limits;
+use super::snapshot;
+use crate::http::head::{self, RequestHead};
+use crate::request::{Id, Origin, Peer, Request};
+
+/// Everything that a module may export, and whether this version calls it.
+const HOOKS: [(&str, &str, Called); 8] = [
+    ("baton:policy/connection-hook@0.1.0", "on-connect", Called::Later),
+    ("baton:policy/request-hook@0.1.0", "on-request", Called::Now),
+    ("baton:policy/response-hook@0.1.0", "on-response", Called::Later),
+    ("baton:policy/failure-hook@0.1.0", "on-handoff-failed", Called::Later),
+    ("baton:policy/complete-hook@0.1.0", "on-complete", Called::Later),
+    ("baton:policy/lifecycle@0.1.0", "configure", Called::Now),
+    ("baton:policy/lifecycle@0.1.0", "on-tick", Called::Later),
+    ("baton:policy/lifecycle@0.1.0", "self-test", Called::Now),
+];
+
+/// Interfaces of the contract that can be imported.
+const OFFERED: [&str; 4] = ["types", "request", "log", "config"];
+/// The contract's own version.
+const VERSION: &str = "0.1.0";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Called {
+    Later,
+    Now,
+}
+
+/// A module that works.
+#[derive(Debug)]
+pub(super) struct Proven {
+    pub(super) template: Template,
+    /// Names of the hooks that it exports, as in `wit/policy.wit`.
+    pub(super) hooks: Vec<&'static str>,
+    /// What `configure` asked for.
+    pub(super) requirements: Option<Requirements>,
+}
+
+/// Proves the module in `file`.
+pub(super) fn prove(
+    engine: &Engine,
+    options: &Options,
+    identity: &Arc<Identity>,
+    file: &[u8],
+) -> Result<Proven, LoadError> {
+    let plain = componentize::componentize(file)?;
+    // What is configured is compiled twice: to run `configure`, and with the state that it left.
+    let prepared = may_configure(&plain).then(|| snapshot::prepare(&plain));
+    let component = engine.compile(match &prepared {
+        Some(Ok(prepared)) => &prepared.instrumented,
+        _ => &plain,
+    })?;
+    let suspends = check_imports(&component)?;
+    let hooks = find_hooks(&component)?;
+    let limits = Limits { memory_bytes_max: options.memory_bytes_max, decision_bytes_max: options.decision_bytes_max };
+    let template = |component: &Component| Template::new(engine, component, Arc::clone(identity), limits, suspends);
+    let configures = hooks.contains(&"configure");
+    let mut proven = Proven { template: template(&component)?, hooks, requirements: None };
+    let mut deadline = Deadline::after(options.configure_deadline);
+    match prepared {
+        Some(prepared) if configures => {
+            let prepared = prepared?;
+            let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
+            proven.requirements = configure(&mut instance, options, deadline)?;
+            let configured = now(prepared.take(&mut instance))?;
+            drop(instance);
+            // Compiling is not the guest's time.
+            proven.template = now(deadline.stopped(async { template(&engine.compile(&configured)?) }))?;
+        }
+        // It only looked as if.
+        Some(Ok(_)) => proven.template = template(&engine.compile(&plain)?)?,
+        _ => {}
+    }
+    let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
+    match now(instance.self_test(test_call(), deadline)).map_err(stage(Stage::SelfTest))? {
+        Ok(()) => Ok(proven),
+        Err(fault) => Err(LoadError::new(Stage::SelfTest, fault)),
+    }
+}
+
+fn configure(
+    instance: &mut Instance,
+    options: &Options,
+    deadline: Deadline,
+) -> Result<Option<Requirements>, LoadError> {
+    let config = options.config.to_string();
+    match now(instance.configure(&config, deadline)).map_err(stage(Stage::Configure))? {
+        None => Ok(None),
+        Some(Ok(requirements)) => Ok(Some(requirements)),
+        Some(Err(faults)) => Err(LoadError::new(Stage::Configure, faults.join("; "))),
+    }
+}
+
+/// Names of exported hooks that this version does not call.
+pub(super) fn uncalled(hooks: &[&'static str]) -> Vec<&'static str> {
+    let later = |name: &&str| HOOKS.iter().any(|(_, hook, called)| hook == name && *called == Called::Later);
+    hooks.iter().copied().filter(later).collect()
+}
+
+fn stage(stage: Stage) -> impl Fn(PolicyError) -> LoadError {
+    move |error| LoadError::new(stage, error)
+}
+
+/// Whether a component may export `configure`: a cheap look that never misses one.
+fn may_configure(component: &[u8]) -> bool {
+    let contains = |text: &str| memchr::memmem::find(component, text.as_bytes()).is_some();
+    contains(LIFECYCLE) && contains("configure")
+}
+
+/// Refuses what is not offered, and tells whether anything that is imported waits.
+fn check_imports(component: &Component) -> Result<bool, LoadError> {
+    let engine = component.engine();
+    let mut suspends = false;
+    for (name, import) in component.component_type().imports(engine) {
+        let refuse = |reason: &str| Err(LoadError::new(Stage::Imports, format!("imports {name}: {reason}")));
+        let Some(rest) = name.strip_prefix("baton:policy/") else {
+            let wasi = name.starts_with("wasi:");
+            return refuse(if wasi { WASI_REMEDY } else { "the gateway offers the interfaces of wit/policy.wit only" });
+        };
+        let (interface, version) = rest.split_once('@').unwrap_or((rest, ""));
+        if version != VERSION {
+            return refuse("this version of the gateway speaks baton:policy@0.1.0; build against its wit/policy.wit");
+        }
+        if !OFFERED.contains(&interface) {
+            return refuse("this version of the gateway does not offer that interface yet; do without it");
+        }
+        if let ComponentItem::ComponentInstance(instance) = import.ty {
+            suspends |= interface == "request" && instance.get_export(engine, "body-prefix").is_some();
+        }
+    }
+    Ok(suspends)
+}
+
+fn find_hooks(component: &Component) -> Result<Vec<&'static str>, LoadError> {
+    let found = HOOKS.iter().filter(|(interface, hook, _)| host::hook(component, interface, hook).is_some());
+    let hooks: Vec<_> = found.map(|&(_, hook, _)| hook).collect();
+    if hooks.contains(&"on-request") {
+        return Ok(hooks);
+    }
+    let names: Vec<_> =
+        component.component_type().exports(component.engine()).map(|(name, _)| name.to_owned()).collect();
+    Err(componentize::no_request_hook(&names.join(", ")))
+}
+
+/// `GET /` with nothing in it, from nowhere.
+fn test_call() -> Call {
+    let text = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let head = RequestHead::parse(text, head::Limits::default()).expect("this head is well-formed");
+    let peer = Peer::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let origin = Origin { peer, local: "127.0.0.1:0".to_owned(), listener: "self-test".into() };
+    Call { request: Arc::new(Request::new(Id::new(), head, Arc::new(origin), None)), body: BodyPort::empty() }
+}
+
+/// Runs a future that has nothing to wait for: the only import that waits is `body-prefix`, and the body here is empty.
+fn now<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("nothing in a proof waits"),
+    }
+}

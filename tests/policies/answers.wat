@@ -1,0 +1,22 @@
+;; Answers 231 with the request's path as the body and a field of its own.
+(module
+  (import "baton:policy/request@0.1.0" "path" (func $path (param i32)))
+  (memory (export "memory") 1)
+  (global $free (mut i32) (i32.const 4096))
+  ;; Never frees: an instance of this size serves some hundred requests at most.
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+    (local $p i32)
+    (local.set $p (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+    (global.set $free (i32.add (local.get $p) (local.get 3)))
+    (local.get $p))
+  (data (i32.const 0) "X-Policytext/plain")
+  (data (i32.const 32) "\00\00\00\00\08\00\00\00\08\00\00\00\0a\00\00\00")
+  (func (export "on_request") (result i32)
+    (global.set $free (i32.const 4096))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (i32.store8 (i32.const 1024) (i32.const 3))
+    (i32.store16 (i32.const 1028) (i32.const 231))
+    (i32.store (i32.const 1032) (i32.const 32))
+    (i32.store (i32.const 1036) (i32.const 1))
+    (call $path (i32.const 1040))
+    (i32.const 1024)))
