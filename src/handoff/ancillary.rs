@@ -1,0 +1,192 @@
+//! Descriptors beside bytes, and what the kernel counts on a socket: the only file of the crate with `unsafe` in it.
+//!
+//! System calls made here, each through an owned or borrowed descriptor and never blocking:
+//!
+//! | call | for |
+//! |---|---|
+//! | `sendmsg` with SCM_RIGHTS (unix(7)) | the client, on the first byte of its message |
+//! | `recvmsg` with SCM_RIGHTS, MSG_CMSG_CLOEXEC | the same, on the daemon's side |
+//! | `ioctl(SIOCOUTQ)` (unix(7), tcp(7)) | how much of what was sent is still unread |
+//! | `getsockopt(TCP_INFO)` (tcp(7)) | how many bytes anybody has ever written into a client |
+//! | `close_range(CLOSE_RANGE_CLOEXEC)` | programs that are started get no descriptor by accident |
+//!
+//! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
+//! descriptors that did arrive open and without an owner.
+#![expect(
+    unsafe_code,
+    reason = "received descriptor numbers must be adopted, and two kernel interfaces have no safe form"
+)]
+
+use std::io;
+#[cfg(feature = "gateway")]
+use std::io::IoSlice;
+use std::mem::{MaybeUninit, offset_of, size_of};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+#[cfg(feature = "gateway")]
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+#[cfg(feature = "gateway")]
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// The most descriptors that one message can carry (SCM_MAX_FD of the kernel). Room for fewer is a trap: the control
+/// buffer is padded, so one that was meant for a single descriptor has room for two, and what nobody looks for leaks.
+const DESCRIPTORS_MAX: usize = 253;
+
+/// A control buffer for them, in units of its alignment.
+// SAFETY: CMSG_SPACE only calculates.
+const CONTROL_WORDS: usize =
+    unsafe { libc::CMSG_SPACE((DESCRIPTORS_MAX * size_of::<libc::c_int>()) as u32) as usize }.div_ceil(8);
+
+/// What one `recvmsg` brought.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// How many bytes are in the buffer now.
+    pub bytes: usize,
+    /// Every descriptor that came along, close-on-exec. Whoever drops this closes them.
+    pub descriptors: Vec<OwnedFd>,
+    /// Whether bytes or descriptors were cut off: more than there was room for, or than this process may open.
+    pub is_truncated: bool,
+}
+
+/// Sends bytes, at least one, and with the first of them a copy of `descriptor`; says how many went out. Never raises
+/// SIGPIPE.
+///
+/// # Errors
+/// What sendmsg(2) says; nothing was sent then. EAGAIN: there is no room at the moment. ETOOMANYREFS: too many
+/// descriptors are on their way already. EMSGSIZE: the packet is larger than the send buffer.
+#[cfg(feature = "gateway")]
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> nix::Result<usize> {
+    let numbers = descriptor.map(|descriptor| descriptor.as_raw_fd());
+    let rights = [ControlMessage::ScmRights(numbers.as_slice())];
+    let control = if numbers.is_some() { &rights[..] } else { &[] };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None))
+}
+
+/// Receives into `buffer` and adopts every descriptor that comes along, before anybody judges them.
+///
+/// # Errors
+/// What recvmsg(2) says; nothing was received then. EAGAIN: there is nothing at the moment.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<Received> {
+    let mut bytes = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut control = [0_u64; CONTROL_WORDS];
+    // SAFETY: msghdr consists of integers and pointers, for which all zeroes is a value.
+    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_iov = &raw mut bytes;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let received = uninterrupted(|| {
+        // SAFETY: `header` points at one iovec over `buffer` and at `control`, with their true lengths; all three outlive
+        // the call. An interrupted call has changed nothing.
+        Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) })
+    })?;
+    // SAFETY: `header` is as this recvmsg left it and still points at `control`; its descriptors are adopted this once.
+    let descriptors = unsafe { adopt(&header) };
+    Ok(Received {
+        bytes: received.cast_unsigned(),
+        descriptors,
+        is_truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+    })
+}
+
+/// Takes ownership of every descriptor in a received header.
+///
+/// # Safety
+/// `header` was filled in by a successful `recvmsg`, its control buffer is alive and aligned for `cmsghdr`, and this is
+/// called once for it.
+unsafe fn adopt(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut descriptors = Vec::new();
+    // SAFETY: by this function's contract the kernel wrote the control buffer; CMSG_FIRSTHDR and CMSG_NXTHDR stay within
+    // msg_controllen, which the kernel has set to what it wrote, and return null at the end.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: as above: null, or a cmsghdr that the kernel wrote.
+    while let Some(control) = unsafe { next.as_ref() } {
+        if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: CMSG_LEN only calculates.
+            let length = control.cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize;
+            for index in 0..length / size_of::<libc::c_int>() {
+                // SAFETY: cmsg_len covers the header and `length` bytes of integers, of which this reads one. Each is a
+                // descriptor that the kernel has just opened for us, so nobody else owns it.
+                descriptors.push(unsafe {
+                    let number = libc::CMSG_DATA(control).cast::<libc::c_int>().add(index).read_unaligned();
+                    OwnedFd::from_raw_fd(number)
+                });
+            }
+        }
+        // SAFETY: as for CMSG_FIRSTHDR.
+        next = unsafe { libc::CMSG_NXTHDR(header, control) };
+    }
+    descriptors
+}
+
+/// How much of what was sent on a Unix socket its reader has not yet freed: 0 once everything was read. Counted in
+/// memory, not in bytes, and by whole buffers: a stream's reader that takes a part changes nothing.
+#[cfg(feature = "gateway")]
+pub(super) fn unread(socket: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one int to where the third argument points.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) })?;
+    Ok(usize::try_from(unread).unwrap_or(0))
+}
+
+/// How many bytes were ever written into a TCP client, by any holder of its socket, whether they have left this machine
+/// or not; `None` for other sockets, and on kernels before 4.19.
+///
+/// All of it comes from one look under the socket's lock: what was sent, without what was sent again, and what waits to
+/// be. Acknowledgements that arrive do not change the sum.
+pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which has as many, and sets `length` to their number.
+    let result = unsafe {
+        libc::getsockopt(
+            client.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let needed = offset_of!(libc::tcp_info, tcpi_bytes_retrans) + size_of::<u64>();
+    if result != 0 || (length as usize) < needed {
+        return None;
+    }
+    // SAFETY: tcp_info consists of integers, and was zeroed where the kernel wrote nothing.
+    let info = unsafe { info.assume_init() };
+    Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
+}
+
+/// Registers a socket with the runtime's epoll, edge-triggered, for becoming writable. Gives it back when epoll is out of
+/// memory or watches.
+#[cfg(feature = "gateway")]
+pub(super) fn watch_writable(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedFd> {
+    // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
+    // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(|error| error.into_parts().0)
+}
+
+/// Marks every descriptor but 0, 1 and 2 close-on-exec, those that this process was started with included: what it starts
+/// from now on gets those three only.
+///
+/// # Errors
+/// The kernel is older than 5.11.
+pub fn close_on_exec_beyond_stderr() -> io::Result<()> {
+    // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC it closes nothing and only sets flags.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Repeats a call that a signal interrupted.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! One connection on which a gateway hands somebody over, until its message is whole and its descriptors are judged.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+
+use super::ancillary;
+use super::dialect::{SocketKind, seqpacket, stream};
+use super::message::Message;
+
+/// Why a connection was dropped. Every descriptor that came on it is closed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// More than one descriptor.
+    #[error("{0} descriptors where one belongs")]
+    Descriptors(usize),
+    /// The kernel's word about the connection.
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    /// No descriptor. Closing without a word is also how others ask whether somebody listens here.
+    #[error("no descriptor came with the message")]
+    NoDescriptor,
+    /// The peer runs as a user who may not hand clients over.
+    #[error("uid {uid} may not hand over")]
+    NotAllowed {
+        /// Who it was.
+        uid: u32,
+    },
+    /// The descriptor is something else than a stream socket.
+    #[error("the descriptor is not a stream socket")]
+    NotAStream,
+    /// The message was not whole in time.
+    #[error("the message did not arrive in time")]
+    TimedOut,
+    /// The message or the descriptors beside it are more than there is room for.
+    #[error("the message is larger than allowed")]
+    TooLarge,
+}
+
+/// A connection and what has arrived on it so far.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub connection: OwnedFd,
+    /// When the message must be whole.
+    pub deadline: Instant,
+    arrived: Arrived,
+}
+
+/// Bytes and descriptor of a message that may not be whole yet.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    bytes: Vec<u8>,
+    client: Option<OwnedFd>,
+}
+
+impl Incoming {
+    pub(super) fn new(connection: OwnedFd, deadline: Instant) -> Self {
+        Self { connection, deadline, arrived: Arrived::default() }
+    }
+
+    /// Reads what is there. The message and the client once they are whole, `None` before.
+    pub(super) fn read_on(
+        &mut self,
+        kind: SocketKind,
+        buffer: &mut Buffer,
+    ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
+        let connection = self.connection.as_fd();
+        let is_whole = match kind {
+            SocketKind::Seqpacket => seqpacket::read_on(&mut self.arrived, connection, buffer)?,
+            SocketKind::Stream => stream::read_on(&mut self.arrived, connection, buffer)?,
+        };
+        if !is_whole {
+            return Ok(None);
+        }
+        let Arrived { bytes, client } = std::mem::take(&mut self.arrived);
+        let client = client.ok_or(ReceiveError::NoDescriptor)?;
+        match getsockopt(&client, sockopt::SockType) {
+            Ok(SockType::Stream) => Ok(Some((Message::decode(bytes), client))),
+            _ => Err(ReceiveError::NotAStream),
+        }
+    }
+}
+
+impl Arrived {
+    /// Receives once and keeps what came; says how much, or `None` when there is nothing at the moment. An end has
+    /// neither bytes nor descriptors.
+    pub(super) fn receive(
+        &mut self,
+        connection: BorrowedFd<'_>,
+        buffer: &mut Buffer,
+    ) -> Result<Option<Step>, ReceiveError> {
+        let received = match ancillary::receive(connection, &mut buffer.bytes) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(error) => return Err(ReceiveError::Io(error.into())),
+        };
+        let step = if received.bytes == 0 && received.descriptors.is_empty() { Step::End } else { Step::Some };
+        let count = received.descriptors.len() + usize::from(self.client.is_some());
+        if count > 1 {
+            return Err(ReceiveError::Descriptors(count));
+        }
+        if received.is_truncated || self.bytes.len() + received.bytes > buffer.bytes_max() {
+            return Err(ReceiveError::TooLarge);
+        }
+        self.bytes.extend_from_slice(&buffer.bytes[..received.bytes]);
+        self.client = received.descriptors.into_iter().next().or(self.client.take());
+        Ok(Some(step))
+    }
+}
+
+/// What one receive brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    End,
+    Some,
+}
+
+/// Where messages are received before it is known how long they are; one for all connections.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+}
+
+impl Buffer {
+    /// A buffer for messages of at most `bytes_max` bytes. Memory is only used as far as messages have filled it.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        // One byte more, so that a stream that exceeds it is seen to.
+        Self { bytes: vec![0; bytes_max + 1] }
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.bytes.len() - 1
+    }
+}

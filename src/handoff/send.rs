@@ -1,0 +1,400 @@
+//! The gateway's end: resolve, connect, send, and learn from the kernel what became of it.
+//!
+//! System calls of a handoff that is taken at once: `socket`, `connect`, `sendmsg`, `ioctl`, `recv`, `close` twice. Only
+//! one whose message is still unread after a turn of the runtime is registered with epoll and given a timer.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::acknowledgement::{Look, look};
+use super::address::{Address, AddressError};
+use super::dialect::{Dialect, SocketKind, seqpacket, stream};
+use super::message::Message;
+use super::resolved::Resolved;
+use super::seal::{Evidence, Unread};
+use super::{ancillary, client};
+
+/// Waiting for room where no event tells of it begins with this, and doubles.
+const BACK_OFF_MIN: Duration = Duration::from_millis(1);
+/// Up to this.
+const BACK_OFF_MAX: Duration = Duration::from_millis(10);
+
+/// One socket of a target: where it is, how it is spoken to, and whose process may listen there.
+#[derive(Debug)]
+pub struct Daemon {
+    address: Address,
+    dialect: Dialect,
+    allow_uids: Vec<u32>,
+    blocking: bool,
+    /// The kind of socket that was found there, as `SocketKind`; it may change with the daemon, so it is only where to
+    /// begin. Nothing hangs on its order with other memory.
+    kind: AtomicU8,
+}
+
+impl Daemon {
+    /// A daemon at `address`. Without `allow_uids` it may run as anybody.
+    pub fn new(address: Address, dialect: Dialect, allow_uids: Vec<u32>) -> Self {
+        Self { address, dialect, allow_uids, blocking: false, kind: AtomicU8::new(SocketKind::of(dialect) as u8) }
+    }
+
+    /// The same, whose clients are handed over blocking. A client that comes back is non-blocking again.
+    #[must_use]
+    pub fn with_blocking_clients(self) -> Self {
+        Self { blocking: true, ..self }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn kind(&self) -> SocketKind {
+        if self.kind.load(Ordering::Relaxed) == SocketKind::Seqpacket as u8 {
+            SocketKind::Seqpacket
+        } else {
+            SocketKind::Stream
+        }
+    }
+}
+
+/// How long each step may take, from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Until the daemon's backlog has room.
+    pub connect: Duration,
+    /// Until the message has left us.
+    pub send: Duration,
+    /// Until the daemon has read it.
+    pub acknowledge: Duration,
+}
+
+impl Default for Deadlines {
+    /// 100 ms, 200 ms, 1 s.
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_millis(100),
+            send: Duration::from_millis(200),
+            acknowledge: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The daemon has read the message and owns the client; our copy is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken;
+
+/// How far a handoff came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The message was sent, and was to be read.
+    Acknowledge,
+    /// The daemon's socket was to be connected to.
+    Connect,
+    /// Its path was to be found.
+    Resolve,
+    /// The message was to be sent.
+    Send,
+}
+
+impl Stage {
+    /// The word for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Acknowledge => "acknowledge",
+            Self::Connect => "connect",
+            Self::Resolve => "resolve",
+            Self::Send => "send",
+        }
+    }
+}
+
+/// Why a daemon certainly did not take a client.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There is no way to its path. [`AddressError::is_forbidden`] tells 403 from 503.
+    #[error("no way to the socket")]
+    Address(#[from] AddressError),
+    /// The kernel's word: nobody listens, no permission, no descriptors left here.
+    #[error("the socket did not take it")]
+    Io(#[from] io::Error),
+    /// The daemon closed the connection, or died, with the message unread.
+    #[error("closed unread")]
+    NeverRead,
+    /// Somebody else listens there.
+    #[error("the daemon runs as uid {uid}, which is not allowed")]
+    NotAllowed {
+        /// Who.
+        uid: u32,
+    },
+    /// There was no room until the deadline: in the daemon's backlog, or for more descriptors on their way.
+    #[error("no room until the deadline")]
+    TimedOut,
+    /// The message is longer than this dialect can carry: no other socket will do either (500).
+    #[error("the message has {bytes} bytes, at most {bytes_max} can be sent (net.core.wmem_max)")]
+    TooLarge {
+        /// The message.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+}
+
+impl From<Errno> for Refusal {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// A handoff that was not taken, or may not have been. Whoever gets it must look at who owns the client now.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// Not sent, or never read: the client is ours, as it was.
+    #[error("not taken ({})", stage.as_str())]
+    Refused {
+        /// The client, untouched.
+        client: OwnedFd,
+        /// How far it came.
+        stage: Stage,
+        /// Why.
+        source: Refusal,
+    },
+    /// A daemon may own the client: our copy is closed, unwritten.
+    #[error("fate unknown, closed unwritten")]
+    Unanswered {
+        /// What the kernel said last.
+        source: io::Error,
+    },
+    /// Sent and unread at the deadline, or of unknown fate with nobody having written so far. The client may be answered
+    /// once, by [`Unread::seal`], and by nothing else.
+    #[error("unread")]
+    Unread(Unread),
+}
+
+/// Hands `client` over: sends `message` with it to the daemon `to`, and waits until it was read.
+///
+/// Takes the client, which must not be registered with any epoll any more: a registration belongs to the open file and
+/// would live on in the daemon. It is not written to, read from or shut down. Whether to try another socket, and when, is
+/// the caller's matter; each call is one connection. Once read, our copy is closed before this returns.
+///
+/// # Errors
+/// See [`SendError`]: each variant says who owns the client.
+///
+/// # Cancel safety
+/// Dropping the future closes our copy of the client, unwritten. If the message was sent by then, the daemon may read it
+/// and serve the client; otherwise the client sees its connection close.
+///
+/// # Panics
+/// Outside a tokio runtime with I/O and time.
+pub async fn send(client: OwnedFd, message: &Message, to: &Daemon, deadlines: &Deadlines) -> Result<Taken, SendError> {
+    let (connection, kind) = match connect(to, deadlines.connect).await {
+        Ok(connected) => connected,
+        Err((stage, source)) => return Err(SendError::Refused { client, stage, source }),
+    };
+    let bytes = message.encode();
+    let evidence = Evidence::before(kind, bytes, client.as_fd());
+    if to.blocking
+        && let Err(error) = client::set_blocking(client.as_fd(), true)
+    {
+        return Err(SendError::Refused { client, stage: Stage::Send, source: error.into() });
+    }
+    let sent = Sent { client, connection, evidence, blocking: to.blocking };
+    let sent = sent.write(bytes, kind, deadlines.send).await?;
+    // Others go first; and a daemon on another core needs about as long to read.
+    tokio::task::yield_now().await;
+    match look(sent.connection.as_fd()) {
+        Ok(Look::Unread) => sent.wait(Instant::now() + deadlines.acknowledge).await,
+        looked => sent.judge(looked),
+    }
+}
+
+/// Connects, within `patience`, to a process that may receive clients.
+async fn connect(to: &Daemon, patience: Duration) -> Result<(OwnedFd, SocketKind), (Stage, Refusal)> {
+    let address = to.address.resolve().map_err(|error| (Stage::Resolve, error.into()))?;
+    let (connection, kind) = connect_to(&address, to, patience).await.map_err(|error| (Stage::Connect, error))?;
+    if !to.allow_uids.is_empty() {
+        let peer = getsockopt(&connection, sockopt::PeerCredentials).map_err(|error| (Stage::Connect, error.into()))?;
+        if !to.allow_uids.contains(&peer.uid()) {
+            return Err((Stage::Connect, Refusal::NotAllowed { uid: peer.uid() }));
+        }
+    }
+    Ok((connection, kind))
+}
+
+async fn connect_to(address: &Resolved, to: &Daemon, patience: Duration) -> Result<(OwnedFd, SocketKind), Refusal> {
+    let mut kind = to.kind();
+    let mut connection = kind.socket()?;
+    let mut is_other_kind_untried = to.dialect == Dialect::Auto;
+    let mut back_off = BackOff::new(patience);
+    loop {
+        match address.connect(connection.as_fd()) {
+            Ok(()) => {
+                to.kind.store(kind as u8, Ordering::Relaxed);
+                return Ok((connection, kind));
+            }
+            // The backlog is full. There is no event for that.
+            Err(Errno::EAGAIN) => back_off.wait().await?,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EPROTOTYPE) if is_other_kind_untried => {
+                is_other_kind_untried = false;
+                kind = kind.other();
+                connection = kind.socket()?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A client whose message is being sent or has been, with everything that is needed to say what became of it.
+struct Sent {
+    client: OwnedFd,
+    connection: OwnedFd,
+    evidence: Evidence,
+    blocking: bool,
+}
+
+impl Sent {
+    /// Sends the message, the descriptor on its first byte.
+    async fn write(self, bytes: &[u8], kind: SocketKind, patience: Duration) -> Result<Self, SendError> {
+        let mut back_off = BackOff::new(patience);
+        let mut sent = 0;
+        let mut has_raised = false;
+        if kind == SocketKind::Stream {
+            // Where it cannot be raised, the message goes out in parts.
+            let _ = stream::make_room(self.connection.as_fd(), bytes.len());
+        }
+        loop {
+            let descriptor = (sent == 0).then_some(self.client.as_fd());
+            let refusal = match ancillary::send(self.connection.as_fd(), &bytes[sent..], descriptor) {
+                Ok(count) => {
+                    sent += count;
+                    if sent == bytes.len() {
+                        return Ok(self);
+                    }
+                    continue;
+                }
+                // No room: for bytes, or for descriptors on their way, of which other handoffs have too many.
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS) => match back_off.wait().await {
+                    Ok(()) => continue,
+                    Err(late) => late,
+                },
+                Err(Errno::EMSGSIZE) if !has_raised => {
+                    has_raised = true;
+                    match seqpacket::make_room(self.connection.as_fd(), bytes.len()) {
+                        Ok(()) => continue,
+                        Err(refusal) => refusal,
+                    }
+                }
+                Err(error) => error.into(),
+            };
+            if sent == 0 {
+                return Err(self.refused(Stage::Send, refusal));
+            }
+            // The descriptor went with the first byte, so the daemon may have the client, whatever it does with a
+            // message that has no end.
+            return Err(self.unsettled(io::ErrorKind::BrokenPipe.into(), false));
+        }
+    }
+
+    /// Waits for the message to be read, in the kernel's words.
+    async fn wait(self, deadline: Instant) -> Result<Taken, SendError> {
+        let Self { client, connection, evidence, blocking } = self;
+        let connection = match ancillary::watch_writable(connection) {
+            Ok(connection) => connection,
+            // Nothing is lost by it but the waiting.
+            Err(connection) => return Err(Self { client, connection, evidence, blocking }.unread()),
+        };
+        let looked = timeout_at(deadline, wake_and_look(&connection)).await;
+        let sent = Self { client, connection: connection.into_inner(), evidence, blocking };
+        match looked {
+            Ok(looked) => sent.judge(looked),
+            Err(_elapsed) => Err(sent.unread()),
+        }
+    }
+
+    /// Says who owns the client, from what was seen.
+    fn judge(self, looked: nix::Result<Look>) -> Result<Taken, SendError> {
+        match looked {
+            Ok(Look::Read) => Ok(Taken),
+            Ok(Look::Reset) if self.evidence == Evidence::Certain => {
+                Err(self.refused(Stage::Acknowledge, Refusal::NeverRead))
+            }
+            Ok(Look::Reset) => Err(self.unsettled(Errno::ECONNRESET.into(), true)),
+            Ok(Look::Unread) => Err(self.unread()),
+            Err(error) => Err(SendError::Unanswered { source: error.into() }),
+        }
+    }
+
+    fn refused(self, stage: Stage, source: Refusal) -> SendError {
+        if self.blocking
+            && let Err(source) = client::set_blocking(self.client.as_fd(), false)
+        {
+            return SendError::Unanswered { source };
+        }
+        SendError::Refused { client: self.client, stage, source }
+    }
+
+    fn unread(self) -> SendError {
+        self.unsettled(io::ErrorKind::TimedOut.into(), false)
+    }
+
+    /// To be sealed, if it can be shown that nobody has written.
+    fn unsettled(self, source: io::Error, was_reset: bool) -> SendError {
+        if self.evidence.is_untouched(self.client.as_fd()) {
+            SendError::Unread(Unread::new(self.client, self.connection, self.evidence, was_reset))
+        } else {
+            SendError::Unanswered { source }
+        }
+    }
+}
+
+/// Waits until the message is not unread any more.
+///
+/// # Cancel safety
+/// A look that says [`Look::Reset`] says so once; there is no await between it and the return.
+async fn wake_and_look(connection: &AsyncFd<OwnedFd>) -> nix::Result<Look> {
+    loop {
+        // The guard's error is the runtime's end: no event will come.
+        let mut ready = connection.writable().await.map_err(|_| Errno::ECANCELED)?;
+        ready.clear_ready();
+        match look(connection.as_fd()) {
+            Ok(Look::Unread) => {}
+            looked => return looked,
+        }
+    }
+}
+
+/// Waits between attempts, longer each time, until a deadline. The clock is not asked before the first.
+struct BackOff {
+    patience: Duration,
+    pause: Duration,
+    deadline: Option<Instant>,
+}
+
+impl BackOff {
+    fn new(patience: Duration) -> Self {
+        Self { patience, pause: BACK_OFF_MIN, deadline: None }
+    }
+
+    /// # Errors
+    /// The deadline has passed.
+    async fn wait(&mut self) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let deadline = *self.deadline.get_or_insert(now + self.patience);
+        if now >= deadline {
+            return Err(Refusal::TimedOut);
+        }
+        sleep_until(deadline.min(now + self.pause)).await;
+        self.pause = (self.pause * 2).min(BACK_OFF_MAX);
+        Ok(())
+    }
+}
