@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { DATA_BYTES_MAX = 1 << 20, DESCRIPTORS_MAX = 253 };
+static const struct timeval patience = {.tv_sec = 30}; /* with peers and clients that stop in the middle */
 static char data[DATA_BYTES_MAX + 1];
 
 /* Reads the message, which is the acknowledgement: the client, or -1. Whatever else came is closed. */
@@ -44,7 +45,6 @@ static int receive(int connection, int until_eof, size_t *length) {
 }
 
 static void serve(int client, size_t length, int interval_ms) {
-    struct timeval patience = {.tv_sec = 30}; /* A reader that stops must not keep this process for ever. */
     setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     fcntl(client, F_SETFL, fcntl(client, F_GETFL) & ~O_NONBLOCK); /* It arrives non-blocking. */
     FILE *out = fdopen(client, "w");                              /* stdio goes on after a short write */
@@ -70,10 +70,8 @@ static void serve(int client, size_t length, int interval_ms) {
 int main(int argc, char **argv) {
     int until_eof = 0, interval_ms = 100;
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (argc < 2 || strlen(argv[1]) >= sizeof address.sun_path) {
-        fprintf(stderr, "usage: daemon SOCKET [seqpacket|stream] [--interval MS]\n");
-        return 2;
-    }
+    if (argc < 2 || strlen(argv[1]) >= sizeof address.sun_path)
+        return fputs("usage: daemon SOCKET [seqpacket|stream] [--interval MS]\n", stderr), 2;
     for (int i = 2; i < argc; i++)
         if (!strcmp(argv[i], "--interval") && i + 1 < argc) interval_ms = atoi(argv[++i]);
         else until_eof = !strcmp(argv[i], "stream");
@@ -82,21 +80,17 @@ int main(int argc, char **argv) {
     int probe = socket(AF_UNIX, type, 0), listener = socket(AF_UNIX, type, 0);
     if (connect(probe, (void *)&address, sizeof address) && errno == ECONNREFUSED) unlink(argv[1]); /* stale */
     close(probe);
-    if (bind(listener, (void *)&address, sizeof address) || chmod(argv[1], 0660) || listen(listener, 128)) {
-        perror(argv[1]);
-        return 1;
-    }
+    if (bind(listener, (void *)&address, sizeof address) || chmod(argv[1], 0660) || listen(listener, 128))
+        return perror(argv[1]), 1;
     signal(SIGCHLD, SIG_IGN); /* no zombies */
     signal(SIGPIPE, SIG_IGN); /* a client that has left is an error of the write */
-    printf("ready %s\n", argv[1]);
-    fflush(stdout);
+    dprintf(1, "ready %s\n", argv[1]);
     for (;;) {
         int connection = accept4(listener, 0, 0, SOCK_CLOEXEC);
         if (connection < 0) { usleep(errno == EMFILE ? 1000000 : 0); continue; }
         if (fork() == 0) { /* One process per client; a parent that cannot fork closes unread, and the gateway knows. */
             size_t length;
             close(listener);
-            struct timeval patience = {.tv_sec = 5};
             setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
             int client = receive(connection, until_eof, &length);
             close(connection);
