@@ -14,16 +14,15 @@
 
 enum { DATA_BYTES_MAX = 1 << 20, DESCRIPTORS_MAX = 253 };
 static const struct timeval patience = {.tv_sec = 30}; /* with peers and clients that stop in the middle */
-static char data[DATA_BYTES_MAX + 1];
+static char data[DATA_BYTES_MAX + 1]; /* of the one client that a process has */
+static size_t length;
 
 /* Reads the message, which is the acknowledgement: the client, or -1. Whatever else came is closed. */
-static int receive(int connection, int until_eof, size_t *length) {
-    int fds[DESCRIPTORS_MAX], count = 0, broken = 0;
-    ssize_t n;
-    *length = 0;
+static int receive(int connection, int until_eof) {
+    int fds[DESCRIPTORS_MAX], count = 0, broken = 0, n;
     do { /* Room for all 253 descriptors that can come: in a smaller buffer, strays would leak. */
         union { char bytes[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } control;
-        struct iovec part = {data + *length, sizeof data - *length};
+        struct iovec part = {data + length, sizeof data - length};
         struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
         n = recvmsg(connection, &m, MSG_CMSG_CLOEXEC);
         if (n < 0) { broken = 1; break; }
@@ -35,16 +34,16 @@ static int receive(int connection, int until_eof, size_t *length) {
                 if (count < DESCRIPTORS_MAX) fds[count++] = fd; else close(fd);
             }
         }
-        *length += n;
-        broken = (m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || *length > DATA_BYTES_MAX || count > 1;
+        length += n;
+        broken = (m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || length > DATA_BYTES_MAX || count > 1;
     } while (!broken && until_eof && n > 0);
-    if (*length == 1 && data[0] == 0) *length = 0; /* no data */
+    if (length == 1 && data[0] == 0) length = 0; /* no data */
     if (!broken && count == 1) return fds[0];
     while (count) close(fds[--count]);
     return -1;
 }
 
-static void serve(int client, size_t length, int interval_ms) {
+static void serve(int client, int interval_ms) {
     setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     fcntl(client, F_SETFL, fcntl(client, F_GETFL) & ~O_NONBLOCK); /* It arrives non-blocking. */
     FILE *out = fdopen(client, "w");                              /* stdio goes on after a short write */
@@ -89,12 +88,11 @@ int main(int argc, char **argv) {
         int connection = accept4(listener, 0, 0, SOCK_CLOEXEC);
         if (connection < 0) { usleep(errno == EMFILE ? 1000000 : 0); continue; }
         if (fork() == 0) { /* One process per client; a parent that cannot fork closes unread, and the gateway knows. */
-            size_t length;
             close(listener);
             setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-            int client = receive(connection, until_eof, &length);
+            int client = receive(connection, until_eof);
             close(connection);
-            if (client >= 0) serve(client, length, interval_ms);
+            if (client >= 0) serve(client, interval_ms);
             _exit(0);
         }
         close(connection);
