@@ -16,7 +16,8 @@ use std::{env, thread};
 
 use anyhow::{Context as _, ensure};
 use baton::handoff::{
-    Acceptor, Dialect, ENVIRONMENT_NAMES, Handoff, Options, close_gracefully, close_on_exec_beyond_stderr, written_bytes,
+    Acceptor, Dialect, ENVIRONMENT_NAMES, Handoff, Options, close_gracefully, close_on_exec_beyond_stderr,
+    written_bytes,
 };
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, killpg};
@@ -31,9 +32,11 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs a program for every client that is handed over at SOCKET.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The program has the client, blocking, on standard input and output; the request's head was read by \
+#[command(
+    after_help = "The program has the client, blocking, on standard input and output; the request's head was read by \
     the gateway, its body was not. HANDOFF_DATA_FILE names a file with the data of the handoff. A program that writes \
-    nothing is answered for: 502, or 504 when its time is up. Exit codes: 0 asked to stop, 1 failed, 2 usage.")]
+    nothing is answered for: 502, or 504 when its time is up. Exit codes: 0 asked to stop, 1 failed, 2 usage."
+)]
 pub struct Receive {
     /// Where to listen; a stale socket is replaced
     socket: PathBuf,
@@ -135,14 +138,19 @@ fn serve(handoff: Handoff, data_file: &Path, command: &[std::ffi::OsString], sea
             return Err(error);
         }
     };
-    if end.was_late && written_bytes(client.as_fd()) != before {
+    let status = match end.cut {
+        None => "502 Bad Gateway",
+        Some(Cut::Drained) => "503 Service Unavailable",
+        Some(Cut::Late) => "504 Gateway Timeout",
+    };
+    if end.cut.is_some() && written_bytes(client.as_fd()) != before {
         // Half an answer must not look whole, as it would with a clean end where the end is what delimits it. This is
         // about the close only, so a socket that does not know of it is closed all the same.
         let _ = setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
     } else {
-        answer(client, before, if end.was_late { "504 Gateway Timeout" } else { "502 Bad Gateway" });
+        answer(client, before, status);
     }
-    ensure!(!end.was_late, "{}: ran too long", command[0].display());
+    ensure!(end.cut != Some(Cut::Late), "{}: ran too long", command[0].display());
     ensure!(end.status.success(), "{}: {}", command[0].display(), end.status);
     Ok(())
 }
@@ -193,9 +201,9 @@ struct Programs {
 struct State {
     /// Clients that have a thread.
     clients: u32,
-    /// By process, which is also its group: since when, and whether it was cut for being late. A process is in here only
+    /// By process, which is also its group: since when, and why it was cut. A process is in here only
     /// while its number cannot be another's: from its start until it is reaped.
-    running: HashMap<i32, (Instant, bool)>,
+    running: HashMap<i32, (Instant, Option<Cut>)>,
     stops: u32,
 }
 
@@ -220,13 +228,13 @@ impl Programs {
         loop {
             let now = Instant::now();
             let mut next = timeout;
-            for (group, (since, was_late)) in &mut state.running {
+            for (group, (since, cut)) in &mut state.running {
                 let left = timeout.saturating_sub(now - *since);
-                if left.is_zero() && !*was_late {
-                    *was_late = true;
-                    cut(*group);
-                } else if !left.is_zero() {
+                if !left.is_zero() {
                     next = next.min(left);
+                } else if cut.is_none() {
+                    *cut = Some(Cut::Late);
+                    kill(*group);
                 }
             }
             state = self.changed.wait_timeout(state, next).unwrap_or_else(PoisonError::into_inner).0;
@@ -236,20 +244,23 @@ impl Programs {
     /// Waits for everybody, until time is up or a second signal comes; then cuts.
     fn drain(&self, patience: Duration) {
         let busy = |state: &mut State| state.clients > 0 && state.stops < 2;
-        let (state, _) =
+        let (mut state, _) =
             self.changed.wait_timeout_while(self.state(), patience, busy).unwrap_or_else(PoisonError::into_inner);
         if state.clients == 0 {
             return;
         }
         eprintln!("cutting {} clients", state.clients);
-        state.running.keys().copied().for_each(cut);
+        for (group, (_, cut)) in &mut state.running {
+            *cut = Some(Cut::Drained);
+            kill(*group);
+        }
         let busy = |state: &mut State| state.clients > 0;
         drop(self.changed.wait_timeout_while(state, CLOSE_PATIENCE * 2, busy));
     }
 }
 
 /// Kills a program and what it has started.
-fn cut(group: i32) {
+fn kill(group: i32) {
     // It fails only when nothing of the group is left.
     let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
 }
@@ -258,9 +269,18 @@ fn cut(group: i32) {
 #[derive(Debug)]
 struct Seat(Arc<Programs>);
 
+/// Why a program was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It still ran when the time to drain was over.
+    Drained,
+    /// It ran longer than it may.
+    Late,
+}
+
 struct End {
     status: ExitStatus,
-    was_late: bool,
+    cut: Option<Cut>,
 }
 
 impl Seat {
@@ -272,12 +292,12 @@ impl Seat {
     /// Waits for a program.
     fn watch(&self, mut child: Child) -> anyhow::Result<End> {
         let process = child.id().cast_signed();
-        self.0.state().running.insert(process, (Instant::now(), false));
+        self.0.state().running.insert(process, (Instant::now(), None));
         self.0.changed.notify_all();
         // Ended but not reaped, its number stays its own until nobody can signal it any more.
         while waitid(Id::Pid(Pid::from_raw(process)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).is_err() {}
-        let (_, was_late) = self.0.state().running.remove(&process).expect("only this thread takes it out");
-        Ok(End { status: child.wait()?, was_late })
+        let (_, cut) = self.0.state().running.remove(&process).expect("only this thread takes it out");
+        Ok(End { status: child.wait()?, cut })
     }
 }
 
