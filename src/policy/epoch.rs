@@ -187,11 +187,13 @@ mod tests {
     #[test]
     fn time_that_a_thread_does_not_get_is_not_counted() {
         let deadline = Deadline::after(Duration::from_millis(20));
+        #[expect(clippy::disallowed_methods, reason = "what is tested is that time passing is not counted")]
         thread::sleep(Duration::from_millis(60));
         assert!(deadline.ticks() > 0, "it was asleep");
         let running = Instant::now();
         eventually("it ran", || running.elapsed() > Duration::from_millis(60) && deadline.ticks() == 0);
         let deadline = Deadline::after(Duration::from_millis(1));
+        #[expect(clippy::disallowed_methods, reason = "what is tested is the limit on time passing")]
         thread::sleep(Duration::from_millis(1) * (WALL_FACTOR + 5));
         assert_eq!(deadline.ticks(), 0, "there is an end to patience");
     }

@@ -56,7 +56,7 @@ impl Generation {
         let mut targets = options.targets.clone();
         if let Some(requirements) = &proven.requirements {
             reuse_max = reuse_max.min(requirements.max_reuse);
-            targets = narrow(targets, &requirements.targets)?;
+            targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
         }
         let uncalled = prove::uncalled(&proven.hooks);
         if !uncalled.is_empty() {
@@ -107,10 +107,9 @@ impl Generation {
         self.proven.template.suspends()
     }
 
-    /// Whether it may name that target: by the configuration, and by what the module itself asked for. Socket paths are
-    /// not judged here; the prefixes of the handoff are for them.
+    /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
-        target.starts_with('/') || self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
+        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
     }
 
     /// Asks it about a request. Guest code runs on the calling thread and is ended at the deadline; `worker` says whose
@@ -169,11 +168,16 @@ impl Generation {
 }
 
 /// What a module asked for can only narrow what the configuration allows; nothing asked for is no narrowing.
-pub(super) fn narrow(allowed: Option<Vec<String>>, wanted: &[String]) -> Result<Option<Vec<String>>, LoadError> {
+pub(super) fn narrow(
+    allowed: Option<Vec<String>>,
+    known: Option<&[String]>,
+    wanted: &[String],
+) -> Result<Option<Vec<String>>, LoadError> {
     if wanted.is_empty() {
         return Ok(allowed);
     }
-    if let Some(unknown) = wanted.iter().find(|name| allowed.as_ref().is_some_and(|names| !names.contains(name))) {
+    let judge = allowed.as_deref().or(known);
+    if let Some(unknown) = wanted.iter().find(|name| judge.is_some_and(|names| !names.contains(name))) {
         let reason = format!("requires target {unknown}, which the configuration does not have or does not allow it");
         return Err(LoadError::new(Stage::Configure, reason));
     }

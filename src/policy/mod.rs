@@ -71,8 +71,10 @@ pub struct Options {
     pub memory_bytes_max: usize,
     /// Requests that one instance serves; 0: a fresh one for each.
     pub reuse_max: u32,
-    /// Targets that it may name; a module that requires another is refused. `None`: not judged here.
+    /// Targets, and socket paths, that it may name; `None`: any.
     pub targets: Option<Vec<String>>,
+    /// All targets of the configuration; a module that requires another is refused. `None`: not judged here.
+    pub known_targets: Option<Vec<String>>,
     /// All strings and lists of one decision together.
     pub decision_bytes_max: usize,
     /// Lines that it may log; more are counted and left out.
@@ -92,6 +94,7 @@ impl Options {
             memory_bytes_max: 32 << 20,
             reuse_max: 1000,
             targets: None,
+            known_targets: None,
             decision_bytes_max: 1 << 20,
             log_lines_per_second_max: 100,
         }

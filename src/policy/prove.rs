@@ -167,7 +167,7 @@ fn test_call() -> Call {
     let text = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let head = RequestHead::parse(text, head::Limits::default()).expect("this head is well-formed");
     let peer = Peer::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    let origin = Origin { peer, local: "127.0.0.1:0".to_owned(), listener: "self-test".into() };
+    let origin = Origin { peer, local: "127.0.0.1:0".into(), listener: "self-test".into() };
     Call { request: Arc::new(Request::new(Id::new(), head, Arc::new(origin), None)), body: BodyPort::empty() }
 }
 

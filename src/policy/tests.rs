@@ -215,16 +215,18 @@ fn hooks_for_later_are_accepted_and_listed() {
 fn required_targets_can_only_narrow() {
     let narrowed = |allowed: Option<&[&str]>, wanted: &[&str]| {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        generation::narrow(allowed.map(owned), &owned(wanted))
+        generation::narrow(allowed.map(owned), None, &owned(wanted))
     };
     assert_eq!(narrowed(Some(&["a", "b"]), &["b"]), Ok(Some(vec!["b".to_owned()])));
     assert_eq!(narrowed(Some(&["a"]), &[]), Ok(Some(vec!["a".to_owned()])));
     assert_eq!(narrowed(None, &["c"]), Ok(Some(vec!["c".to_owned()])));
     assert!(narrowed(Some(&["a"]), &["c"]).is_err());
+    let known = ["a".to_owned()];
+    assert!(generation::narrow(None, Some(&known), &["c".to_owned()]).is_err());
     let targets = Some(vec!["chat".to_owned()]);
     let policy = Policy::load(&ENGINE, Options { targets, ..options("passes") }, None).expect("it loads");
     let may = |target| policy.current().may_name(target);
-    assert_eq!([may("chat"), may("other"), may("/run/a.sock")], [true, false, true]);
+    assert_eq!([may("chat"), may("other"), may("/run/a.sock")], [true, false, false]);
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl request::Host for Imports {
     }
 
     fn local_address(&mut self) -> wasmtime::Result<String> {
-        Ok(self.request("local-address")?.origin.local.clone())
+        Ok(self.request("local-address")?.origin.local.to_string())
     }
 
     fn listener(&mut self) -> wasmtime::Result<String> {
