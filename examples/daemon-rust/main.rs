@@ -1,17 +1,18 @@
 //! A daemon that takes handed-over clients and streams to each. `daemon SOCKET [seqpacket|stream] [--interval MS]`
 
+use std::env;
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
-use std::{env, process};
 
 use baton::handoff::{Acceptor, Dialect, Handoff, Options, close_gracefully};
 
-fn main() -> io::Result<()> {
-    let (socket, dialect, interval) = arguments().unwrap_or_else(|| {
+fn main() -> io::Result<ExitCode> {
+    let Some((socket, dialect, interval)) = arguments() else {
         eprintln!("usage: daemon SOCKET [seqpacket|stream] [--interval MS]");
-        process::exit(2);
-    });
+        return Ok(ExitCode::from(2));
+    };
     // It removes a stale socket, and takes one descriptor per message, close-on-exec, whatever else is sent along.
     let report = |error: &_| eprintln!("dropped a handoff: {error}");
     let mut acceptor = Acceptor::bind(&socket, dialect, Options { report, ..Options::default() })?;
@@ -24,7 +25,7 @@ fn main() -> io::Result<()> {
             }
         });
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(handoff: Handoff, interval: Duration) -> io::Result<()> {
@@ -41,6 +42,7 @@ fn serve(handoff: Handoff, interval: Duration) -> io::Result<()> {
         let text = if n == 1 { &data } else { "\"hello\"" };
         // write_all goes on after a short write, and a client that has left is an error here, not a SIGPIPE.
         client.write_all(format!("data: {{\"n\":{n},\"text\":{text}}}\n\n").as_bytes())?;
+        #[expect(clippy::disallowed_methods, reason = "the pace of the stream; the thread is this client's own")]
         thread::sleep(interval);
     }
     client.write_all(b"event: done\ndata: {}\n\n")?;

@@ -14,11 +14,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use anyhow::{Context as _, ensure};
-use baton::handoff::{
+use crate::handoff::{
     Acceptor, Dialect, ENVIRONMENT_NAMES, Handoff, Options, close_gracefully, close_on_exec_beyond_stderr,
     written_bytes,
 };
+use anyhow::{Context as _, ensure};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -118,6 +118,10 @@ pub fn run(arguments: Receive) -> anyhow::Result<ExitCode> {
         if let Err(error) = serving {
             // The client went down with the thread; the next ones are better left waiting.
             eprintln!("no thread for a client: {error}");
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this thread does nothing but accept, and that is what pauses"
+            )]
             thread::sleep(EXHAUSTED_PAUSE);
         }
     }

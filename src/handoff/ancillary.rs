@@ -12,6 +12,7 @@
 //!
 //! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
 //! descriptors that did arrive open and without an owner.
+#![expect(clippy::cast_possible_truncation, reason = "sizes of structures, as the C interfaces want them")]
 #![expect(
     unsafe_code,
     reason = "received descriptor numbers must be adopted, and two kernel interfaces have no safe form"
@@ -22,6 +23,8 @@ use std::io;
 use std::io::IoSlice;
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+#[cfg(feature = "gateway")]
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -168,6 +171,17 @@ pub(super) fn watch_writable(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedF
     // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
     // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
     unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(|error| error.into_parts().0)
+}
+
+/// Registers a socket with the reactor of the runtime that this is called in; dropping the result takes it out again.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+#[cfg(feature = "gateway")]
+pub fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the socket stays open, and its number the same, as long as the registration: the AsyncFd holds an owner of
+    // it and drops the registration first, and no owner of a shared OwnedFd can make it name another descriptor.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(|error| error.into_parts().1)
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec, those that this process was started with included: what it starts

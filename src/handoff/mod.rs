@@ -88,6 +88,8 @@ mod send;
 
 #[cfg(feature = "gateway")]
 pub use address::{Address, AddressError};
+#[cfg(feature = "gateway")]
+pub use ancillary::watch;
 pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
 pub use client::close_gracefully;
 pub use dialect::{Dialect, UnknownDialect};
