@@ -17,7 +17,7 @@ impl Id {
     /// A new one; within a thread they ascend.
     pub fn new() -> Self {
         thread_local! {
-            static GENERATOR: std::cell::RefCell<ulid::Generator> = std::cell::RefCell::new(ulid::Generator::new());
+            static GENERATOR: std::cell::RefCell<ulid::Generator> = const { std::cell::RefCell::new(ulid::Generator::new()) };
         }
         // The generator overflows after 2^80 in one millisecond; a random one is as good then.
         Self(GENERATOR.with_borrow_mut(|g| g.generate()).unwrap_or_else(|_| ulid::Ulid::new()))
@@ -58,7 +58,7 @@ pub struct Origin {
     /// Direct peer of the socket.
     pub peer: Peer,
     /// Address that the client connected to: `ip:port`, or the socket's path.
-    pub local: String,
+    pub local: Arc<str>,
     /// Name of the listener in the configuration.
     pub listener: Arc<str>,
 }
@@ -146,8 +146,7 @@ mod tests {
     fn edits_are_seen_by_whoever_asks_next_and_the_bytes_stay() {
         let text = b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nA: 2\r\n\r\n";
         let head = RequestHead::parse(text, Limits::default()).expect("well-formed");
-        let origin =
-            Origin { peer: Peer::Unix { uid: 0, gid: 0, pid: None }, local: String::new(), listener: "l".into() };
+        let origin = Origin { peer: Peer::Unix { uid: 0, gid: 0, pid: None }, local: "".into(), listener: "l".into() };
         let mut request = Request::new(Id::new(), head, Arc::new(origin), None);
         assert_eq!(request.field_all("a").collect::<Vec<_>>(), [b"1", b"2"]);
         let set = vec![Field { name: "a".into(), value: b"3".to_vec() }];

@@ -414,10 +414,8 @@ impl<'a> Known<'a> {
             let value = field.value;
             // Lengths first: most fields are ruled out by one comparison.
             match field.name.len() {
-                4 if field.name.eq_ignore_ascii_case("host") => {
-                    if known.host.replace(value).is_some() {
-                        return Err(HeadError::Host(HostFault::Repeated));
-                    }
+                4 if field.name.eq_ignore_ascii_case("host") && known.host.replace(value).is_some() => {
+                    return Err(HeadError::Host(HostFault::Repeated));
                 }
                 6 if field.name.eq_ignore_ascii_case("expect") => {
                     if !value.eq_ignore_ascii_case(b"100-continue") {
@@ -432,10 +430,10 @@ impl<'a> Known<'a> {
                         known.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                 }
-                14 if field.name.eq_ignore_ascii_case("content-length") => {
-                    if known.length.replace(length(value)?).is_some() {
-                        return Err(HeadError::Length);
-                    }
+                14 if field.name.eq_ignore_ascii_case("content-length")
+                    && known.length.replace(length(value)?).is_some() =>
+                {
+                    return Err(HeadError::Length);
                 }
                 17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
                     known.codings.get_or_insert_default().extend(value.split(|&b| b == b',').map(trim));
@@ -466,7 +464,7 @@ impl<'a> Known<'a> {
                 Err(HeadError::TransferEncoding)
             }
             0 => Err(HeadError::UnknownCoding),
-            1 if codings.last().is_some_and(|last| is_chunked(&last)) => Err(HeadError::UnknownCoding),
+            1 if codings.last().is_some_and(is_chunked) => Err(HeadError::UnknownCoding),
             _ => Err(HeadError::TransferEncoding),
         }
     }

@@ -6,3 +6,4 @@
 pub mod body;
 pub mod head;
 pub mod path;
+pub mod response;

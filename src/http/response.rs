@@ -1,1 +1,172 @@
-//! Answers made here.
+//! Answers as bytes: status line, fields, framing (RFC 9112 §4, §6).
+
+use super::head::{Persistence, Version};
+use crate::decision::Field;
+
+/// An answer with its whole body. Framing fields are not among `fields`: [`encode`] writes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// 200 to 599.
+    pub status: u16,
+    /// In the order in which they go onto the wire.
+    pub fields: Vec<Field>,
+    /// Left out for HEAD, 204 and 304.
+    pub body: Vec<u8>,
+}
+
+/// What of the request decides how an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The request's.
+    pub version: Version,
+    /// Whether the method was HEAD.
+    pub body: Presence,
+    /// Whether the connection goes on behind this answer.
+    pub persistence: Persistence,
+}
+
+/// Whether an answer's body is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// The request was HEAD: the fields say what the body would be (RFC 9110 §9.3.2).
+    HeadOnly,
+    /// Everything is sent.
+    Whole,
+}
+
+/// `100 Continue`, sent when somebody is about to read a body whose client waits (RFC 9110 §15.2.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Returns the answer's bytes. `date` is an IMF-fixdate (RFC 9110 §5.6.7).
+pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
+    let Answer { status, fields, body } = answer;
+    let mut out =
+        Vec::with_capacity(160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>() + body.len());
+    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\nDate: {date}\r\n", phrase(*status)).as_bytes());
+    for field in fields {
+        out.extend_from_slice(title_case(&field.name).as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(&field.value);
+        out.extend_from_slice(b"\r\n");
+    }
+    let has_content = !matches!(status, 204 | 304);
+    if has_content {
+        out.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    }
+    match (context.persistence, context.version) {
+        (Persistence::Close, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (Persistence::KeepAlive, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (Persistence::KeepAlive, Version::Http11) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+    if has_content && context.body == Presence::Whole {
+        out.extend_from_slice(body);
+    }
+    out
+}
+
+/// Whether a field is the gateway's to write, whoever else names it.
+pub fn is_framing(name: &str) -> bool {
+    ["connection", "content-length", "keep-alive", "trailer", "transfer-encoding", "upgrade"]
+        .iter()
+        .any(|framing| name.eq_ignore_ascii_case(framing))
+}
+
+/// The standard phrase of a status (RFC 9110 §15), or the class's for one that has none.
+pub fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        203 => "Non-Authoritative Information",
+        204 => "No Content",
+        205 => "Reset Content",
+        206 => "Partial Content",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        511 => "Network Authentication Required",
+        _ => match status / 100 {
+            2 => "Success",
+            3 => "Redirection",
+            4 => "Client Error",
+            _ => "Server Error",
+        },
+    }
+}
+
+/// `content-type` as `Content-Type`: names mean the same in any case, and old clients know this one.
+fn title_case(name: &str) -> String {
+    let mut upper = true;
+    let turn = |c: char| {
+        let turned = if upper { c.to_ascii_uppercase() } else { c };
+        upper = c == '-';
+        turned
+    };
+    name.chars().map(turn).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+    fn check(status: u16, context: Context, expected: &str) {
+        let fields = vec![Field { name: "x-a".into(), value: b"b".to_vec() }];
+        let answer = Answer { status, fields, body: b"hello".to_vec() };
+        assert_eq!(String::from_utf8_lossy(&encode(&answer, context, DATE)), expected.replace('|', "\r\n"));
+    }
+
+    #[test]
+    fn an_answer_is_framed_by_what_was_asked() {
+        let whole = Context { version: Version::Http11, body: Presence::Whole, persistence: Persistence::KeepAlive };
+        let date = format!("Date: {DATE}");
+        check(200, whole, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5||hello"));
+        check(299, whole, &format!("HTTP/1.1 299 Success|{date}|X-A: b|Content-Length: 5||hello"));
+        check(204, whole, &format!("HTTP/1.1 204 No Content|{date}|X-A: b||"));
+        check(304, whole, &format!("HTTP/1.1 304 Not Modified|{date}|X-A: b||"));
+        let head = Context { body: Presence::HeadOnly, ..whole };
+        check(200, head, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5||"));
+        let close = Context { persistence: Persistence::Close, ..whole };
+        check(200, close, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: close||hello"));
+        let old = Context { version: Version::Http10, ..whole };
+        check(200, old, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: keep-alive||hello"));
+    }
+}
