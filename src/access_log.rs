@@ -1,0 +1,411 @@
+//! Exactly one line for every request, written when the request is over.
+//!
+//! A [`Line`] is made when a head has begun and written when it is dropped: forgetting to log is impossible, and a task
+//! that is cut logs `aborted`. Lines go to a thread of their own over a bounded queue, so that a slow disk or a blocked
+//! pipe never holds up a client; lines that do not fit are counted, and the count is logged.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use crate::decision::Outcome;
+use crate::request::Request;
+
+/// Lines that wait for the writer; at about 500 bytes each, 4 MiB.
+const QUEUE_LINES_MAX: usize = 8192;
+/// How long the end waits for a writer that is stuck.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where the log goes, and how its lines look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The destination.
+    pub sink: Sink,
+    /// The form of a line.
+    pub format: Format,
+}
+
+/// A destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Appended to; created if need be; opened again by [`AccessLog::reopen`].
+    File(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Apache's combined format.
+    Combined,
+    /// One JSON object.
+    Json,
+}
+
+/// The log. Cheap to clone; the writer ends when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    queue: mpsc::SyncSender<Message>,
+    lost: Arc<AtomicU64>,
+    format: Format,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    Reopen,
+    Flush(mpsc::SyncSender<()>),
+}
+
+impl AccessLog {
+    /// Opens the log and begins its writer.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or the thread not begun.
+    pub fn open(options: &Options) -> std::io::Result<Self> {
+        let mut output = Output::open(&options.sink)?;
+        let (queue, lines) = mpsc::sync_channel(QUEUE_LINES_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || output.run(&lines, &counted))?;
+        Ok(Self { queue, lost, format: options.format })
+    }
+
+    /// Opens the file anew (USR1, after it was renamed). The old one is written to until that succeeds.
+    pub fn reopen(&self) {
+        drop(self.queue.try_send(Message::Reopen));
+    }
+
+    /// Waits until everything is written, at most a second.
+    pub fn flush(&self) {
+        let (done, wait) = mpsc::sync_channel(1);
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _: Result<(), _> = wait.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+
+    fn write(&self, record: &Record) {
+        let line = match self.format {
+            Format::Combined => record.combined(),
+            Format::Json => record.json(),
+        };
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The writer's end.
+struct Output {
+    sink: Sink,
+    writer: std::io::BufWriter<Box<dyn Write + Send>>,
+    failing: bool,
+}
+
+impl Output {
+    fn open(sink: &Sink) -> std::io::Result<Self> {
+        let file: Box<dyn Write + Send> = match sink {
+            Sink::File(path) => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
+            Sink::Stdout => Box::new(std::io::stdout()),
+        };
+        Ok(Self { sink: sink.clone(), writer: std::io::BufWriter::with_capacity(64 << 10, file), failing: false })
+    }
+
+    fn run(&mut self, lines: &mpsc::Receiver<Message>, lost: &AtomicU64) {
+        while let Ok(first) = lines.recv() {
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message {
+                    Message::Line(line) => self.write(&line),
+                    Message::Reopen => self.reopen(),
+                    Message::Flush(done) => {
+                        self.flush();
+                        let _: Result<(), _> = done.try_send(());
+                    }
+                }
+                next = lines.try_recv().ok();
+            }
+            self.flush();
+            let count = lost.swap(0, Ordering::Relaxed);
+            if count > 0 {
+                tracing::error!(lines = count, "access log too slow: lines lost");
+            }
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) {
+        let result = self.writer.write_all(line);
+        self.note(result);
+    }
+
+    fn flush(&mut self) {
+        let result = self.writer.flush();
+        self.note(result);
+    }
+
+    /// Says a failure once, and its end once.
+    fn note(&mut self, result: std::io::Result<()>) {
+        match result {
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::error!(%error, "access log cannot be written");
+                self.discard();
+            }
+            Err(_) => self.discard(),
+            Ok(()) => {}
+        }
+    }
+
+    /// Forgets what could not be written, or the buffer would offer it again before everything that follows.
+    fn discard(&mut self) {
+        if let Ok(output) = Self::open(&self.sink) {
+            let failing = self.failing;
+            drop(std::mem::replace(&mut self.writer, output.writer).into_parts());
+            self.failing = failing;
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.flush();
+        match Self::open(&self.sink) {
+            Ok(output) => *self = output,
+            Err(error) => tracing::error!(%error, "access log cannot be opened again; the old one stays"),
+        }
+    }
+}
+
+/// The line of one request. Written when it is dropped.
+#[derive(Debug)]
+pub struct Line(Option<Box<(AccessLog, Record)>>);
+
+/// What a line says. Times are in microseconds, sizes in bytes.
+#[derive(Debug, Serialize)]
+pub struct Record {
+    #[serde(serialize_with = "rfc3339")]
+    time: SystemTime,
+    id: String,
+    client: String,
+    listener: Arc<str>,
+    method: Option<String>,
+    target: Option<String>,
+    host: Option<String>,
+    version: Option<&'static str>,
+    route: Option<Arc<str>>,
+    /// The policy that decided, else the last one asked.
+    pub policy: Option<Arc<str>>,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// What it decided.
+    pub decision: Option<&'static str>,
+    #[serde(serialize_with = "word")]
+    /// What became of the request.
+    pub outcome: Outcome,
+    /// The status that was written by the gateway.
+    pub status: Option<u16>,
+    /// The target.
+    pub to: Option<String>,
+    /// Daemons that were tried.
+    pub attempts: u32,
+    /// Read from the client.
+    pub bytes_in: u64,
+    /// Written to the client.
+    pub bytes_out: u64,
+    /// In policies.
+    pub decide_us: Option<u64>,
+    /// From the decision to the daemon's reading of the message.
+    pub handoff_us: Option<u64>,
+    duration_us: u64,
+    /// What failed, for the operator.
+    pub error: Option<String>,
+    annotations: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip)]
+    began: Instant,
+    #[serde(skip)]
+    referer: Option<Vec<u8>>,
+    #[serde(skip)]
+    user_agent: Option<Vec<u8>>,
+}
+
+impl Line {
+    /// The line of a request that has begun to arrive. Without a log it costs nothing.
+    pub fn begin(log: Option<&AccessLog>, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
+        Self(log.map(|log| {
+            let record = Record {
+                time: SystemTime::now(),
+                id: id.to_string(),
+                client: origin.client_ip(),
+                listener: Arc::clone(&origin.listener),
+                method: None,
+                target: None,
+                host: None,
+                version: None,
+                route: None,
+                policy: None,
+                generation: None,
+                decision: None,
+                outcome: Outcome::Aborted,
+                status: None,
+                to: None,
+                attempts: 0,
+                bytes_in: 0,
+                bytes_out: 0,
+                decide_us: None,
+                handoff_us: None,
+                duration_us: 0,
+                error: None,
+                annotations: serde_json::Map::new(),
+                began: Instant::now(),
+                referer: None,
+                user_agent: None,
+            };
+            Box::new((log.clone(), record))
+        }))
+    }
+
+    /// What the head says.
+    pub fn request(&mut self, request: &Request) {
+        self.set(|r| {
+            let head = &request.head;
+            r.method = Some(head.method().to_owned());
+            r.target = Some(head.target().to_owned());
+            r.host = Some(head.authority().to_owned());
+            r.version = Some(head.version().word());
+            r.route = request.route.clone();
+            r.bytes_in = head.bytes().len() as u64;
+            r.referer = head.field_all("referer").next().map(<[u8]>::to_vec);
+            r.user_agent = head.field_all("user-agent").next().map(<[u8]>::to_vec);
+        });
+    }
+
+    /// Fills in what is known by now; without a log, `fill` is not called.
+    pub fn set(&mut self, fill: impl FnOnce(&mut Record)) {
+        if let Some(line) = &mut self.0 {
+            fill(&mut line.1);
+        }
+    }
+
+    /// Adds a policy's annotations; the last value of a key wins.
+    pub fn annotate(&mut self, annotations: Vec<(String, String)>) {
+        self.set(|r| r.annotations.extend(annotations.into_iter().map(|(key, value)| (key, value.into()))));
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(line) = &mut self.0 {
+            let (log, record) = &mut **line;
+            record.duration_us = micros(record.began.elapsed());
+            log.write(record);
+        }
+    }
+}
+
+impl Record {
+    fn json(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).expect("strings, numbers and a map with text keys are JSON");
+        line.push(b'\n');
+        line
+    }
+
+    fn combined(&self) -> Vec<u8> {
+        // IMF-fixdate has every part that is wanted, at fixed places: "Sun, 06 Nov 1994 08:49:37 GMT".
+        let date = httpdate::fmt_http_date(self.time);
+        let text = |part: &Option<String>| part.clone().unwrap_or_else(|| "-".into());
+        let request = match &self.method {
+            Some(method) => format!("{method} {} HTTP/{}", text(&self.target), self.version.unwrap_or("-")),
+            None => "-".into(),
+        };
+        let quoted = |value: &Option<Vec<u8>>| value.as_deref().map_or("-".into(), |v| v.escape_ascii().to_string());
+        let status = self.status.map_or("-".into(), |status| status.to_string());
+        format!(
+            "{} - - [{}/{}/{}:{} +0000] \"{}\" {status} {} \"{}\" \"{}\"\n",
+            self.client,
+            &date[5..7],
+            &date[8..11],
+            &date[12..16],
+            &date[17..25],
+            request.escape_debug(),
+            self.bytes_out,
+            quoted(&self.referer),
+            quoted(&self.user_agent),
+        )
+        .into_bytes()
+    }
+}
+
+/// Whole microseconds; a duration that does not fit is as long as can be said.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_micros(*time))
+}
+
+fn word<S: serde::Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(outcome.word())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Id, Origin, Peer};
+
+    fn origin() -> Origin {
+        let address = "192.0.2.1:5000".parse().expect("an address");
+        Origin { peer: Peer::Tcp(address), local: "127.0.0.1:80".into(), listener: "http".into() }
+    }
+
+    fn lines(options: &Options, path: &std::path::Path, fill: impl FnOnce(&AccessLog)) -> Vec<String> {
+        let log = AccessLog::open(options).expect("a temporary file");
+        fill(&log);
+        log.flush();
+        std::fs::read_to_string(path).expect("written").lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_dropped_line_is_written_once_and_says_aborted_unless_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let options = Options { sink: Sink::File(path.clone()), format: Format::Json };
+        let got = lines(&options, &path, |log| {
+            drop(Line::begin(Some(log), Id::new(), &origin()));
+            let mut line = Line::begin(Some(log), Id::new(), &origin());
+            line.annotate(vec![("user".into(), "a".into()), ("user".into(), "b\n".into())]);
+            line.set(|r| (r.outcome, r.status) = (Outcome::Responded, Some(200)));
+        });
+        let parse = |line: &String| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        let values: Vec<_> = got.iter().map(parse).collect();
+        assert_eq!(values.len(), 2);
+        assert_eq!((values[0]["outcome"].as_str(), values[0]["client"].as_str()), (Some("aborted"), Some("192.0.2.1")));
+        assert_eq!((&values[1]["status"], &values[1]["annotations"]["user"]), (&200.into(), &"b\n".into()));
+        let names = "time,id,client,listener,method,target,host,version,route,policy,generation,decision,outcome,status,to,attempts,\
+                     bytes_in,bytes_out,decide_us,handoff_us,duration_us,error,annotations";
+        let got: Vec<_> = values[0].as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(got.join(","), names);
+    }
+
+    #[test]
+    fn a_renamed_file_is_written_to_until_the_log_is_opened_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, old) = (folder.path().join("log"), folder.path().join("old"));
+        let options = Options { sink: Sink::File(path.clone()), format: Format::Combined };
+        let got = lines(&options, &path, |log| {
+            drop(Line::begin(Some(log), Id::new(), &origin()));
+            log.flush();
+            std::fs::rename(&path, &old).expect("renamed");
+            drop(Line::begin(Some(log), Id::new(), &origin()));
+            log.reopen();
+            drop(Line::begin(Some(log), Id::new(), &origin()));
+        });
+        assert_eq!((got.len(), std::fs::read_to_string(&old).expect("there").lines().count()), (1, 2));
+        assert!(got[0].starts_with("192.0.2.1 - - ["), "{}", got[0]);
+        assert!(got[0].ends_with("] \"-\" - 0 \"-\" \"-\""), "{}", got[0]);
+    }
+}

@@ -1,0 +1,93 @@
+//! Stop, count, wait, give up.
+//!
+//! Everything that must be finished before the program ends holds a [`Guard`]; a task that serves a client is begun with
+//! [`Guard::spawn`] only, so that the count cannot be wrong.
+
+use std::future::Future;
+
+use tokio::sync::watch;
+
+/// The one who stops. Not `Clone`: a second one could wait for guards that the first still hands out.
+#[derive(Debug)]
+pub struct Drain(watch::Sender<Phase>);
+
+/// Held by whatever must be finished.
+#[derive(Clone, Debug)]
+pub struct Guard(watch::Receiver<Phase>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+}
+
+impl Drain {
+    /// A new one and its first guard.
+    pub fn new() -> (Self, Guard) {
+        let (sender, receiver) = watch::channel(Phase::Serving);
+        (Self(sender), Guard(receiver))
+    }
+
+    /// Tells every guard to finish.
+    pub fn start(&self) {
+        self.0.send_replace(Phase::Draining);
+    }
+
+    /// Waits until the last guard is dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn finished(&self) {
+        self.0.closed().await;
+    }
+
+    /// How many guards there are.
+    pub fn count(&self) -> usize {
+        self.0.receiver_count()
+    }
+}
+
+impl Guard {
+    /// Begins a task that is waited for.
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Self) -> F) {
+        #[expect(clippy::disallowed_methods, reason = "the one place that begins tasks: the guard goes in with it")]
+        tokio::spawn(task(self.clone()));
+    }
+
+    /// Whether it is time to finish.
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow() == Phase::Draining
+    }
+
+    /// Waits until it is time to finish.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn draining(&mut self) {
+        // An error means that the `Drain` is gone: nobody is left to wait for us.
+        drop(self.0.wait_for(|phase| *phase == Phase::Draining).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_finished_when_the_last_guard_is_dropped() {
+        let (drain, guard) = Drain::new();
+        let (started, wait) = tokio::sync::oneshot::channel();
+        guard.spawn(async |mut guard: Guard| {
+            guard.draining().await;
+            started.send(guard).expect("the test waits");
+        });
+        assert!(!guard.is_draining());
+        drain.start();
+        assert!(guard.is_draining());
+        let last = wait.await.expect("the task was told");
+        assert_eq!(drain.count(), 2);
+        drop(guard);
+        drop(last);
+        drain.finished().await;
+    }
+}

@@ -1,0 +1,248 @@
+//! Which policies and which default a request gets.
+//!
+//! The host decides first (exact, then wildcard, then any), then an exact path, then the longest prefix, wherever a route
+//! stands in the file. Policies and default are the winning route's alone.
+
+use std::sync::Arc;
+
+use crate::decision::Action;
+use crate::policy::Policy;
+
+/// One route.
+#[derive(Debug)]
+pub struct Route {
+    /// Its path as the configuration has it: the name in the log and to policies.
+    pub name: Arc<str>,
+    /// Requests of which hosts.
+    pub host: HostPattern,
+    /// Requests for which paths.
+    pub path: PathPattern,
+    /// In upper case as written; `None`: any.
+    pub methods: Option<Vec<String>>,
+    /// Asked in this order until one decides.
+    pub policies: Vec<Arc<Policy>>,
+    /// What happens when all of them pass.
+    pub default: Option<Action>,
+}
+
+/// Which hosts; without port, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPattern {
+    /// Any, and none.
+    Any,
+    /// What ends in this, which begins with a dot: `*.example.org` is `.example.org`.
+    Below(String),
+    /// This one.
+    Exact(String),
+}
+
+/// Which paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    /// This one.
+    Exact(String),
+    /// This one and what is below it: `/v1` has `/v1/a`, not `/v1a`; `/v1/` has `/v1/a`, not `/v1`.
+    Prefix(String),
+}
+
+impl HostPattern {
+    /// Reads `example.org` or `*.example.org`.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let (name, pattern): (&str, fn(String) -> Self) = match text.strip_prefix('*') {
+            Some(rest) if rest.starts_with('.') => (rest, Self::Below),
+            Some(_) => return Err("a wildcard is written *.example.org"),
+            None => (text, Self::Exact),
+        };
+        if name.trim_matches('.').is_empty() || name.contains(['*', '/', ' ', '@']) {
+            return Err("no host name");
+        }
+        if name
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !name.ends_with(']') && port.bytes().all(|b| b.is_ascii_digit()))
+        {
+            return Err("a route's host has no port");
+        }
+        Ok(pattern(name.to_ascii_lowercase()))
+    }
+
+    fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Below(end) => host.len() > end.len() && host.ends_with(end.as_str()),
+            Self::Exact(name) => host == name,
+        }
+    }
+}
+
+impl PathPattern {
+    /// Reads `/prefix` or `=/exact`.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let (path, pattern): (&str, fn(String) -> Self) = match text.strip_prefix('=') {
+            Some(path) => (path, Self::Exact),
+            None => (text, Self::Prefix),
+        };
+        if !path.starts_with('/') {
+            return Err("a path begins with / (a prefix) or =/ (exact)");
+        }
+        // Requests are looked up by their normalised path: another spelling would never match.
+        match crate::http::path::normalise(path) {
+            Ok(normalised) if normalised == path => Ok(pattern(normalised)),
+            Ok(_) => Err("the path is not in its normalised form"),
+            Err(_) => Err("the path has no single meaning"),
+        }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/')),
+        }
+    }
+
+    fn rank(&self) -> (bool, usize) {
+        match self {
+            Self::Exact(path) => (true, path.len()),
+            Self::Prefix(path) => (false, path.len()),
+        }
+    }
+}
+
+impl Route {
+    fn allows(&self, method: &str) -> bool {
+        match &self.methods {
+            None => true,
+            Some(methods) => methods.iter().any(|m| m == method || (method == "HEAD" && m == "GET")),
+        }
+    }
+}
+
+/// All routes, the best first.
+#[derive(Debug, Default)]
+pub struct Table {
+    routes: Vec<Route>,
+}
+
+/// What a request was found to be.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// The route that it takes.
+    Route(&'a Route),
+    /// Its path has routes, none for its method: `Allow` (RFC 9110 §10.2.1).
+    OtherMethods(String),
+    /// Nothing matches.
+    Nothing,
+}
+
+impl Table {
+    /// Orders the routes; among equals the first in the file wins.
+    pub fn new(mut routes: Vec<Route>) -> Self {
+        let rank = |route: &Route| {
+            let host = match &route.host {
+                HostPattern::Any => (0, 0),
+                HostPattern::Below(end) => (1, end.len()),
+                HostPattern::Exact(_) => (2, 0),
+            };
+            std::cmp::Reverse((host, route.path.rank()))
+        };
+        routes.sort_by_key(rank);
+        Self { routes }
+    }
+
+    /// Finds the route for a host (lower case, no port), a normalised path and a method.
+    pub fn find(&self, host: &str, path: &str, method: &str) -> Found<'_> {
+        let mut allow: Vec<&str> = Vec::new();
+        for route in self.routes.iter().filter(|r| r.host.matches(host) && r.path.matches(path)) {
+            if route.allows(method) {
+                return Found::Route(route);
+            }
+            for method in route.methods.iter().flatten() {
+                let implied = (method == "GET").then_some("HEAD");
+                for method in std::iter::once(method.as_str()).chain(implied) {
+                    if !allow.contains(&method) {
+                        allow.push(method);
+                    }
+                }
+            }
+        }
+        if allow.is_empty() { Found::Nothing } else { Found::OtherMethods(allow.join(", ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(routes: &[(&str, &str, &[&str])]) -> Table {
+        let route = |(at, (host, path, methods)): (usize, &(&str, &str, &[&str]))| Route {
+            name: at.to_string().into(),
+            host: if host.is_empty() { HostPattern::Any } else { HostPattern::parse(host).expect("a host") },
+            path: PathPattern::parse(path).expect("a path"),
+            methods: (!methods.is_empty()).then(|| methods.iter().map(|&m| m.to_owned()).collect()),
+            policies: vec![],
+            default: None,
+        };
+        Table::new(routes.iter().enumerate().map(route).collect())
+    }
+
+    fn check(table: &Table, host: &str, path: &str, method: &str, expected: &str) {
+        let found = match table.find(host, path, method) {
+            Found::Route(route) => route.name.to_string(),
+            Found::OtherMethods(allow) => allow,
+            Found::Nothing => "none".to_owned(),
+        };
+        assert_eq!(found, expected, "{method} {host} {path}");
+    }
+
+    #[test]
+    fn host_then_exact_then_longest_wherever_it_stands() {
+        let t = table(&[
+            ("", "/", &[]),
+            ("", "/v1", &[]),
+            ("", "=/v1/x", &[]),
+            ("*.b.org", "/", &[]),
+            ("a.b.org", "/v1", &[]),
+            ("*.a.b.org", "/", &[]),
+        ]);
+        check(&t, "", "/", "GET", "0");
+        check(&t, "z", "/v1/x", "GET", "2");
+        check(&t, "z", "/v1/x/", "GET", "1");
+        check(&t, "z", "/v1a", "GET", "0");
+        check(&t, "a.b.org", "/v1/x", "GET", "4");
+        check(&t, "a.b.org", "/", "GET", "3");
+        check(&t, "c.a.b.org", "/", "GET", "5");
+        check(&t, "b.org", "/", "GET", "0");
+    }
+
+    #[test]
+    fn a_prefix_ends_at_a_segment() {
+        let t = table(&[("", "/v1/", &[]), ("", "/w", &[])]);
+        for (path, expected) in
+            [("/v1/", "0"), ("/v1/a", "0"), ("/v1", "none"), ("/w", "1"), ("/w/", "1"), ("/wa", "none")]
+        {
+            check(&t, "x", path, "GET", expected);
+        }
+    }
+
+    #[test]
+    fn another_method_takes_the_next_best_route() {
+        let t = table(&[("", "/a", &["POST"]), ("", "/", &["GET"])]);
+        check(&t, "x", "/a", "POST", "0");
+        check(&t, "x", "/a", "GET", "1");
+        check(&t, "x", "/a", "HEAD", "1");
+        check(&t, "x", "/a", "PUT", "POST, GET, HEAD");
+        check(&t, "x", "/", "POST", "GET, HEAD");
+    }
+
+    #[test]
+    fn patterns_that_could_never_match_are_refused() {
+        for path in ["a", "", "=a", "//", "/a/../b", "/%61", "/%zz"] {
+            assert!(PathPattern::parse(path).is_err(), "{path}");
+        }
+        for host in ["", "*", "*x", "a b", "a:80", "*."] {
+            assert!(HostPattern::parse(host).is_err(), "{host}");
+        }
+        assert_eq!(HostPattern::parse("[::1]"), Ok(HostPattern::Exact("[::1]".into())));
+    }
+}
