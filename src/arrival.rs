@@ -1,0 +1,223 @@
+//! How a request's head arrives: looked at in the socket, and exactly the head taken.
+//!
+//! Bytes are taken only when it is known that they belong to the head: either its end was seen, or it was not, and then
+//! everything seen so far is head. What follows stays in the kernel's buffer for whoever owns the socket next.
+
+use std::cell::RefCell;
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::access_log::Line;
+use crate::client::Client;
+use crate::connection::Limits;
+use crate::drain::Guard;
+use crate::http::head::{self, HeadError, RequestHead};
+
+/// How long a client that has never sent a byte may still send its first one while the gateway drains: its request may
+/// be under way.
+const NEWCOMER_GRACE: Duration = Duration::from_millis(250);
+
+/// What came.
+#[derive(Debug)]
+pub enum Arrival {
+    /// What came is answered with an error, and the connection closed.
+    Fault(Fault, Line),
+    /// The client left in the middle of a head.
+    Gone(Line),
+    /// A complete head.
+    Head(RequestHead, Line),
+    /// Not a byte: the client left, was idle for too long, or the gateway drains.
+    Nothing,
+}
+
+/// Why a head is answered with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It is no request.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// Its end did not come in time.
+    #[error("the head took over {0:?} (head_timeout)")]
+    Slow(Duration),
+}
+
+impl Fault {
+    /// The status that the client is answered with.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Head(error) => error.status(),
+            Self::Slow(_) => 408,
+        }
+    }
+}
+
+/// Which request of its connection is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The first.
+    First,
+    /// A later one.
+    Later,
+}
+
+/// Waits for a request's head. The deadline is one for the whole head, from its first byte on: a byte a second runs out.
+/// `begin` makes the log line when the first byte is there.
+///
+/// # Cancel safety
+/// Dropping it loses what was taken of an unfinished head: close the client.
+pub async fn next(
+    client: &mut Client,
+    turn: Turn,
+    limits: &Limits,
+    guard: &mut Guard,
+    begin: impl FnOnce() -> Line,
+) -> Arrival {
+    let mut partial = Partial::default();
+    let first = loop {
+        match partial.look(client, limits.head) {
+            Seen::Nothing => {}
+            Seen::End => return Arrival::Nothing,
+            seen => break seen,
+        }
+        let idle = async {
+            if tokio::time::timeout(limits.keep_alive_timeout, client.readable()).await.is_ok() {
+                More::Perhaps
+            } else {
+                More::No
+            }
+        };
+        let drained = async {
+            guard.draining().await;
+            if turn == Turn::First {
+                tokio::time::sleep(NEWCOMER_GRACE).await;
+            }
+        };
+        // The client first: a request that has come is served, whatever else happens at the same time.
+        let more = tokio::select! {
+            biased;
+            more = idle => more,
+            () = drained => More::No,
+        };
+        if more == More::No {
+            // It may have come in the very last moment.
+            match partial.look(client, limits.head) {
+                Seen::Nothing | Seen::End => return Arrival::Nothing,
+                seen => break seen,
+            }
+        }
+    };
+
+    let line = begin();
+    let deadline = Instant::now() + limits.head_timeout;
+    let mut seen = first;
+    loop {
+        match seen {
+            Seen::Head(head) => return Arrival::Head(head, line),
+            Seen::Fault(error) => return Arrival::Fault(error.into(), line),
+            Seen::End => return Arrival::Gone(line),
+            Seen::Nothing | Seen::Part => {}
+        }
+        match tokio::time::timeout_at(deadline, client.readable()).await {
+            Ok(Ok(())) => seen = partial.look(client, limits.head),
+            Ok(Err(_)) => return Arrival::Gone(line),
+            Err(_) => return Arrival::Fault(Fault::Slow(limits.head_timeout), line),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    No,
+    Perhaps,
+}
+
+/// What a look at the socket showed.
+enum Seen {
+    /// The client has closed, or its socket failed.
+    End,
+    Fault(HeadError),
+    Head(RequestHead),
+    Nothing,
+    /// More of a head, without its end.
+    Part,
+}
+
+/// A head as far as it has come.
+#[derive(Default)]
+struct Partial {
+    bytes: Vec<u8>,
+    /// Whether an empty line before the head was skipped: one is allowed (RFC 9112 §2.2).
+    skipped: bool,
+}
+
+thread_local! {
+    /// Where heads are looked at: one buffer for all of a worker's clients, because none keeps bytes here between looks.
+    static LOOKED_AT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Partial {
+    fn look(&mut self, client: &Client, limits: head::Limits) -> Seen {
+        LOOKED_AT.with_borrow_mut(|buffer| {
+            if buffer.len() < limits.head_bytes_max {
+                buffer.resize(limits.head_bytes_max, 0);
+            }
+            loop {
+                // Never empty: with `head_bytes_max` bytes and no end, the head was a fault.
+                let room = &mut buffer[..limits.head_bytes_max - self.bytes.len()];
+                let count = match client.peek(room) {
+                    Ok(0) => return Seen::End,
+                    Ok(count) => count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
+                    Err(_) => return Seen::End,
+                };
+                match self.take(client, &mut room[..count], limits) {
+                    Ok(Some(seen)) => return seen,
+                    Ok(None) => {}
+                    Err(_) => return Seen::End,
+                }
+            }
+        })
+    }
+
+    /// Takes from the socket what of the peeked bytes is head; `None`: look again.
+    fn take(&mut self, client: &Client, peeked: &mut [u8], limits: head::Limits) -> io::Result<Option<Seen>> {
+        let before = self.bytes.len();
+        if before == 0 && peeked[0] == b'\r' && !self.skipped {
+            return match peeked.get(1) {
+                Some(b'\n') => {
+                    self.skipped = true;
+                    client.take(&mut peeked[..2]).map(|()| None)
+                }
+                Some(_) => Ok(Some(Seen::Fault(HeadError::BareLineBreak))),
+                // Left where it is; the second byte's arrival is a new event.
+                None => Ok(Some(Seen::Part)),
+            };
+        }
+        // Most heads come whole, and are read where they were looked at.
+        let end = if before == 0 {
+            head::end(peeked, 0, limits)
+        } else {
+            self.bytes.extend_from_slice(peeked);
+            head::end(&self.bytes, before, limits)
+        };
+        let length = match end {
+            Ok(Some(length)) => length,
+            Ok(None) => {
+                client.take(peeked)?;
+                if before == 0 {
+                    self.bytes.extend_from_slice(peeked);
+                }
+                return Ok(Some(Seen::Part));
+            }
+            Err(error) => return Ok(Some(Seen::Fault(error))),
+        };
+        client.take(&mut peeked[..length - before])?;
+        let whole = if before == 0 { &peeked[..length] } else { &self.bytes[..length] };
+        Ok(Some(match RequestHead::parse(whole, limits) {
+            Ok(head) => Seen::Head(head),
+            Err(error) => Seen::Fault(error),
+        }))
+    }
+}

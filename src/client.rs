@@ -1,0 +1,174 @@
+//! A client's socket while the gateway owns it.
+//!
+//! It is registered with the reactor only when there is something to wait for, and taken out again before it is handed
+//! over: a registration belongs to the open file, which lives on in the daemon (epoll(7), question 6).
+//!
+//! Bytes are looked at first (`MSG_PEEK`) and taken when it is known that they are ours: what follows a head stays in the
+//! kernel's buffer for whoever owns the socket next.
+//!
+//! System calls: recv(2), send(2), shutdown(2), epoll_ctl(2) through tokio.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+/// A connected, non-blocking stream socket.
+#[derive(Debug)]
+pub struct Client {
+    /// Shared with `watch` alone, so that both can name it; the gateway has one descriptor of it.
+    socket: Arc<OwnedFd>,
+    watch: Option<AsyncFd<Arc<OwnedFd>>>,
+}
+
+impl Client {
+    /// Takes a connected, non-blocking stream socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket: Arc::new(socket), watch: None }
+    }
+
+    /// Gives the socket up, out of the reactor.
+    pub fn into_socket(self) -> OwnedFd {
+        drop(self.watch);
+        Arc::into_inner(self.socket).expect("the only other owner was the watch")
+    }
+
+    /// The socket, to ask it something.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Copies what has arrived into `buffer` and leaves it where it is; 0 at the end of what the client sends.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing has arrived; otherwise the socket's.
+    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(buffer, RecvFlags::PEEK)
+    }
+
+    /// Takes exactly `buffer.len()` bytes that were peeked.
+    ///
+    /// # Errors
+    /// The socket's; `UnexpectedEof` where fewer are there than were peeked, which only a second reader could cause.
+    pub fn take(&self, buffer: &mut [u8]) -> io::Result<()> {
+        match self.receive(buffer, RecvFlags::empty())? {
+            count if count == buffer.len() => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(&self.socket, &mut *buffer, flags) {
+                Ok((count, _)) => return Ok(count),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits until more has arrived, or the client has closed, since the last look. What is there already counts when
+    /// this is called for the first time.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing: look again.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        let watch = match &mut self.watch {
+            Some(watch) => watch,
+            none => none.insert(crate::handoff::watch(Arc::clone(&self.socket), Interest::READABLE)?),
+        };
+        // Cleared before the caller looks: what arrives after the look is a new event.
+        watch.readable().await.map(|mut guard| guard.clear_ready())
+    }
+
+    /// Whether the client has closed its side: nothing comes behind what is here already.
+    pub fn has_half_closed(&self) -> bool {
+        let mut ask = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
+    }
+
+    /// Writes all of `bytes`, waiting at most `stall` at a time for the client to take some.
+    ///
+    /// # Errors
+    /// The socket's, or `TimedOut`; beside it how many bytes were written before.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves an unknown part written: close the client.
+    pub async fn write_all(&mut self, bytes: &[u8], stall: Duration) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match rustix::net::send(&self.socket, &bytes[written..], SendFlags::NOSIGNAL) {
+                Ok(count) => written += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => match tokio::time::timeout(stall, self.writable()).await {
+                    Ok(result) => result.map_err(|error| (written, error))?,
+                    Err(_) => return Err((written, io::ErrorKind::TimedOut.into())),
+                },
+                Err(error) => return Err((written, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Rare: an answer is small beside a socket's buffer. So the registration is made for the occasion, in the place of
+    /// the other: a descriptor has one.
+    async fn writable(&mut self) -> io::Result<()> {
+        self.watch = None;
+        let watch = crate::handoff::watch(Arc::clone(&self.socket), Interest::WRITABLE)?;
+        watch.writable().await.map(drop)
+    }
+
+    /// Ends what we send and reads what the client still sends, so that closing does not reset the connection before the
+    /// client has read its answer (RFC 9112 §9.6). Ends when the client closes, after `total`, when nothing comes for
+    /// `stall`, or with `stop`.
+    pub async fn linger(mut self, stall: Duration, total: Duration, stop: impl Future<Output = ()>) {
+        if rustix::net::shutdown(&self.socket, Shutdown::Write).is_err() {
+            return;
+        }
+        let read = async {
+            let end = Instant::now() + total;
+            while let Ok(left) = self.discard() {
+                let patience = end.min(Instant::now() + stall);
+                match left {
+                    Left::Some if Instant::now() < end => tokio::task::yield_now().await,
+                    Left::Nothing if tokio::time::timeout_at(patience, self.readable()).await.is_ok() => {}
+                    _ => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            () = stop => {}
+        }
+    }
+
+    /// Throws away what has arrived; an error at the end of it.
+    fn discard(&self) -> io::Result<Left> {
+        let mut buffer = [0; 16 << 10];
+        // Bounded, so that a client that sends as fast as we read does not keep the worker.
+        for _ in 0..16 {
+            match self.receive(&mut buffer, RecvFlags::empty()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Left::Nothing),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Left::Some)
+    }
+}
+
+/// What was left in a socket by a bounded look.
+enum Left {
+    Nothing,
+    Some,
+}

@@ -1,0 +1,345 @@
+//! Addresses that accept clients.
+//!
+//! Accepting never ends the server: what fails is logged, waited out, and tried again. A gateway that is out of
+//! descriptors, or owns `connections_max` clients, leaves new ones in the kernel's queue until one is free.
+//!
+//! System calls: socket(2), setsockopt(2), bind(2), listen(2), accept4(2), getsockname(2), unlink(2).
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use tokio::io::Interest;
+use tokio::sync::Notify;
+
+use crate::client::Client;
+use crate::drain::Guard;
+use crate::request::{Origin, Peer};
+
+/// Clients that wait in the kernel until they are accepted; capped by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Clients accepted before other tasks of the worker get their turn: a worker that a policy is about to hold up should
+/// not have taken clients that another could serve.
+const ACCEPT_BATCH: usize = 16;
+/// How long accepting pauses when the system has no descriptor or memory for another client.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors kept free for what clients already accepted need: daemons, files.
+const DESCRIPTOR_RESERVE: usize = 64;
+
+/// An address that shall accept clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Its name in the log and to policies.
+    pub name: Arc<str>,
+    /// Where.
+    pub address: Address,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// IPv4 or IPv6; `[::]` takes both unless another listener has the IPv4 port.
+    Tcp(SocketAddr),
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads `127.0.0.1:8080`, `[::]:80` or `unix:/path`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path.len() {
+                _ if !path.starts_with('/') => Err(format!("{path:?} is no absolute path")),
+                length @ 108.. => Err(format!("path is {length} bytes, a Unix socket address holds 107")),
+                _ => Ok(Self::Unix(path.into())),
+            };
+        }
+        if text.starts_with("fd:") {
+            return Err("inherited listeners are not served by this version".into());
+        }
+        let wrong = || format!("{text:?} is no address: write 127.0.0.1:8080, [::]:80 or unix:/run/baton/http.sock");
+        text.parse().map(Self::Tcp).map_err(|_| wrong())
+    }
+}
+
+/// A bound address: one socket, which every worker accepts from.
+#[derive(Debug)]
+pub struct Listener {
+    name: Arc<str>,
+    local: Address,
+    sockets: Vec<OwnedFd>,
+    /// Device and inode of the Unix socket that we made, to remove that one only.
+    made: Option<(u64, u64)>,
+}
+
+impl Listener {
+    /// Binds the address for `workers` threads. `others` are all addresses of the configuration.
+    ///
+    /// A Unix socket that nobody listens on any more is replaced; a living one is not taken from its owner.
+    ///
+    /// # Errors
+    /// The system's, as bind(2) and listen(2) have it; `AddrInUse` where somebody listens.
+    pub fn bind(options: &Options, others: &[Options], workers: usize) -> io::Result<Self> {
+        let (socket, local, made) = match &options.address {
+            Address::Tcp(address) => {
+                let socket = bind_tcp(*address, others)?;
+                let local = rustix::net::getsockname(&socket)?;
+                (socket, Address::Tcp(tcp_address(&local).unwrap_or(*address)), None)
+            }
+            Address::Unix(path) => {
+                let socket = bind_unix(path)?;
+                let file = std::fs::metadata(path)?;
+                (socket, options.address.clone(), Some((file.dev(), file.ino())))
+            }
+        };
+        let mut sockets = Vec::with_capacity(workers);
+        for _ in 1..workers {
+            sockets.push(socket.try_clone()?);
+        }
+        sockets.push(socket);
+        Ok(Self { name: Arc::clone(&options.name), local, sockets, made })
+    }
+
+    /// Takes out one worker's socket; there are as many as workers.
+    pub fn socket(&mut self) -> Option<Accept> {
+        let local = match &self.local {
+            Address::Tcp(address) if !address.ip().is_unspecified() => Some(address.to_string().into()),
+            Address::Tcp(_) => None,
+            Address::Unix(path) => Some(path.display().to_string().into()),
+        };
+        Some(Accept { socket: Arc::new(self.sockets.pop()?), name: Arc::clone(&self.name), local })
+    }
+}
+
+impl std::fmt::Display for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.local {
+            Address::Tcp(address) => write!(f, "http://{address} ({})", self.name),
+            Address::Unix(path) => write!(f, "unix:{} ({})", path.display(), self.name),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let (Some(made), Address::Unix(path)) = (self.made, &self.local) else { return };
+        if std::fs::symlink_metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == made) {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // Inherited by every accepted client: tokens are small, and each shall leave at once.
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    if address.is_ipv6() {
+        let has_v4 = |o: &Options| matches!(&o.address, Address::Tcp(a) if a.is_ipv4() && a.port() == address.port());
+        sockopt::set_ipv6_v6only(&socket, others.iter().any(has_v4))?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let new = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        match rustix::net::connect(&new()?, &address) {
+            Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
+            Err(Errno::NOENT) => {}
+            _ => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
+    let socket = new()?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn tcp_address(any: &SocketAddrAny) -> Option<SocketAddr> {
+    SocketAddr::try_from(any.clone()).ok()
+}
+
+/// How many clients the gateway may own, and how many it does. Handed-over clients do not count.
+#[derive(Debug)]
+pub struct Admission {
+    open: AtomicUsize,
+    max: AtomicUsize,
+    /// Beyond this number a new descriptor eats into the reserve.
+    descriptors_max: usize,
+    freed: Notify,
+}
+
+/// One client's place.
+#[derive(Debug)]
+pub struct Place(Arc<Admission>);
+
+impl Admission {
+    /// `connections_max` clients, in a process that may have `descriptors` open.
+    pub fn new(connections_max: usize, descriptors: usize) -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            max: AtomicUsize::new(connections_max),
+            descriptors_max: descriptors - DESCRIPTOR_RESERVE.min(descriptors / 4),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Sets another maximum; clients above it are kept.
+    pub fn set_max(&self, connections_max: usize) {
+        self.max.store(connections_max, Ordering::Relaxed);
+        self.freed.notify_waiters();
+    }
+
+    fn place(self: &Arc<Self>) -> Option<Place> {
+        let max = self.max.load(Ordering::Relaxed);
+        let take = |open| (open < max).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| Place(Arc::clone(self)))
+    }
+
+    /// Waits until there is a place. Another worker may take it first.
+    async fn vacancy(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.open.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed) {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let open = self.0.open.fetch_sub(1, Ordering::Relaxed);
+        if open >= self.0.max.load(Ordering::Relaxed) {
+            self.0.freed.notify_one();
+        }
+    }
+}
+
+/// One worker's end of a listener.
+#[derive(Debug)]
+pub struct Accept {
+    socket: Arc<OwnedFd>,
+    name: Arc<str>,
+    /// `None` where it is each client's own: the listener is bound to every address.
+    local: Option<Arc<str>>,
+}
+
+/// Why accepting stopped for now.
+#[derive(Debug)]
+enum Pause {
+    /// Other tasks of the worker get their turn.
+    Batch,
+    /// Nobody is waiting.
+    Empty,
+    /// No descriptor or memory for another client; without an error, only the reserve is left.
+    Exhausted(Option<Errno>),
+    /// `connections_max` clients are owned.
+    Full,
+}
+
+impl Accept {
+    /// Accepts clients until the drain begins, and gives each to `serve` with its place. At the end the kernel's queue is
+    /// emptied: whoever connected before the end is served.
+    pub async fn run(self, admission: Arc<Admission>, mut guard: Guard, serve: impl Fn(Client, Origin, Place)) {
+        let listener = match crate::handoff::watch(Arc::clone(&self.socket), Interest::READABLE) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(listener = %self.name, %error, "cannot wait for clients"),
+        };
+        let mut exhausted = false;
+        loop {
+            let pause = self.accept_some(&admission, &serve);
+            if let Pause::Exhausted(error) = &pause
+                && !exhausted
+            {
+                let error =
+                    error.map_or_else(|| "only the reserve of descriptors is left".to_owned(), |e| e.to_string());
+                tracing::error!(listener = %self.name, error, "cannot accept for now");
+            }
+            exhausted = matches!(pause, Pause::Exhausted(_));
+            let wait = async {
+                match pause {
+                    Pause::Batch => tokio::task::yield_now().await,
+                    // Cleared before the next look: who comes after the look is a new event.
+                    Pause::Empty => drop(listener.readable().await.map(|mut guard| guard.clear_ready())),
+                    Pause::Exhausted(_) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+                    Pause::Full => admission.vacancy().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = guard.draining() => break,
+                () = wait => {}
+            }
+        }
+        // Beyond the maximum if need be: a place that is never free would be a client that is never answered.
+        while let Ok((client, peer)) = self.accept() {
+            admission.open.fetch_add(1, Ordering::Relaxed);
+            self.give(client, peer, Place(Arc::clone(&admission)), &serve);
+        }
+    }
+
+    fn accept_some(&self, admission: &Arc<Admission>, serve: &impl Fn(Client, Origin, Place)) -> Pause {
+        for _ in 0..ACCEPT_BATCH {
+            let Some(place) = admission.place() else { return Pause::Full };
+            match self.accept() {
+                Ok((client, peer)) => {
+                    let number = usize::try_from(client.as_raw_fd()).unwrap_or_default();
+                    self.give(client, peer, place, serve);
+                    if number >= admission.descriptors_max {
+                        return Pause::Exhausted(None);
+                    }
+                }
+                Err(Errno::AGAIN) => return Pause::Empty,
+                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    return Pause::Exhausted(Some(error));
+                }
+                // The client was gone before it was accepted, or its network reported an error (accept(2)).
+                Err(error) => {
+                    tracing::debug!(listener = %self.name, %error, "a client was lost before it was accepted")
+                }
+            }
+        }
+        Pause::Batch
+    }
+
+    fn accept(&self) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
+        loop {
+            match rustix::net::acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn give(&self, client: OwnedFd, peer: Option<SocketAddrAny>, place: Place, serve: &impl Fn(Client, Origin, Place)) {
+        let peer = match peer.as_ref().and_then(tcp_address) {
+            Some(address) => Peer::Tcp(address),
+            None => match sockopt::socket_peercred(&client) {
+                Ok(who) => {
+                    let pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
+                    Peer::Unix { uid: who.uid.as_raw(), gid: who.gid.as_raw(), pid }
+                }
+                Err(error) => return tracing::debug!(listener = %self.name, %error, "a client without credentials"),
+            },
+        };
+        let own = || rustix::net::getsockname(&client).ok().as_ref().and_then(tcp_address);
+        let local = self.local.clone().unwrap_or_else(|| own().map(|a| a.to_string()).unwrap_or_default().into());
+        serve(Client::new(client), Origin { peer, local, listener: Arc::clone(&self.name) }, place);
+    }
+}

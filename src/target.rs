@@ -1,0 +1,221 @@
+//! The table of targets: names, the daemons behind them, and how they are tried.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::handoff::{self, Address, AddressError, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Taken};
+
+/// The pause before the second round over a target's sockets; doubled before each further one.
+const BACK_OFF: Duration = Duration::from_millis(10);
+
+/// How clients are handed over.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of each step.
+    pub deadlines: Deadlines,
+    /// Rounds over a target's sockets after the first.
+    pub retries: u32,
+    /// Data that travels with a client.
+    pub data_bytes_max: usize,
+}
+
+/// Which daemon of a target is tried first; the others follow in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// The one with the fewest handed over and not yet read; among equals in turn.
+    LeastInFlight,
+    /// In turn.
+    RoundRobin,
+}
+
+/// A named group of daemons, one for each socket.
+#[derive(Debug)]
+pub struct Target {
+    name: Arc<str>,
+    members: Vec<Member>,
+    balance: Balance,
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Member {
+    daemon: Daemon,
+    /// Messages that were begun and not yet read.
+    in_flight: AtomicU32,
+}
+
+/// What became of a handoff, after all tries.
+#[derive(Debug)]
+pub struct Tried {
+    /// Daemons that were tried.
+    pub attempts: u32,
+    /// The last one's answer.
+    pub result: Result<Taken, SendError>,
+}
+
+impl Target {
+    /// A target of at least one daemon.
+    pub fn new(name: &str, daemons: Vec<Daemon>, balance: Balance) -> Self {
+        let member = |daemon| Member { daemon, in_flight: AtomicU32::new(0) };
+        Self {
+            name: name.into(),
+            members: daemons.into_iter().map(member).collect(),
+            balance,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Its name in the configuration, or the path that was named at run time.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Hands `client` over to one of the daemons: each is tried once a round, with a pause between rounds. `until` bounds
+    /// all of it.
+    ///
+    /// # Errors
+    /// The last daemon's: the client comes back in [`SendError::Refused`] only.
+    ///
+    /// # Cancel safety
+    /// As [`handoff::send`]'s: the client is closed, unwritten.
+    pub async fn hand_over(
+        &self,
+        mut client: OwnedFd,
+        message: &Message,
+        options: &Options,
+        until: Option<Instant>,
+    ) -> Tried {
+        let mut attempts = 0;
+        let mut round = 0;
+        loop {
+            let first = self.first();
+            for at in 0..self.members.len() {
+                let member = &self.members[(first + at) % self.members.len()];
+                attempts += 1;
+                let deadlines = within(&options.deadlines, until);
+                let count = InFlight::begin(&member.in_flight);
+                let result = handoff::send(client, message, &member.daemon, &deadlines).await;
+                drop(count);
+                match result {
+                    Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {
+                        let (path, stage_word) = (member.daemon.address().path().display(), stage.as_str());
+                        let error = crate::log::chain(&source);
+                        tracing::debug!(target_name = %self.name, daemon = %path, stage = stage_word, error, "not taken");
+                        let last = round == options.retries && at + 1 == self.members.len();
+                        if last || until.is_some_and(|until| Instant::now() >= until) {
+                            return Tried { attempts, result: Err(SendError::Refused { client: ours, stage, source }) };
+                        }
+                        client = ours;
+                    }
+                    result => return Tried { attempts, result },
+                }
+            }
+            tokio::time::sleep(BACK_OFF * 2_u32.saturating_pow(round)).await;
+            round += 1;
+        }
+    }
+
+    fn first(&self) -> usize {
+        if self.members.len() == 1 {
+            return 0;
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.members.len();
+        match self.balance {
+            Balance::RoundRobin => turn,
+            Balance::LeastInFlight => (0..self.members.len())
+                .map(|at| (turn + at) % self.members.len())
+                .min_by_key(|&at| self.members[at].in_flight.load(Ordering::Relaxed))
+                .unwrap_or(turn),
+        }
+    }
+}
+
+/// Another daemon, or the same one in a moment, may take the client: not when the message itself does not fit, nor when
+/// the path is forbidden.
+fn is_worth_another_try(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::TooLarge { .. } => false,
+        Refusal::Address(error) => !error.is_forbidden(),
+        _ => true,
+    }
+}
+
+/// Counts a message until it is dropped.
+struct InFlight<'a>(&'a AtomicU32);
+
+impl<'a> InFlight<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn within(deadlines: &Deadlines, until: Option<Instant>) -> Deadlines {
+    let Some(until) = until else { return *deadlines };
+    let left = until.saturating_duration_since(Instant::now());
+    Deadlines {
+        connect: deadlines.connect.min(left),
+        send: deadlines.send.min(left),
+        acknowledge: deadlines.acknowledge.min(left),
+    }
+}
+
+/// Why a name leads to no target; the client is answered 403.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// The policy may not name it.
+    #[error("the policy may not name it (policy.targets)")]
+    Forbidden,
+    /// A path outside the prefixes, or one that leads out of them.
+    #[error("no path below handoff.allowed_prefixes")]
+    OutsidePrefixes(#[source] AddressError),
+    /// Not in the configuration.
+    #[error("no such target")]
+    Unknown,
+}
+
+/// All targets.
+#[derive(Debug)]
+pub struct Table {
+    by_name: HashMap<Arc<str>, Arc<Target>>,
+    prefixes: Vec<PathBuf>,
+    /// How clients are handed over.
+    pub options: Options,
+}
+
+impl Table {
+    /// A table of the configuration's targets, and the directories below which paths may be named.
+    pub fn new(targets: Vec<Target>, prefixes: Vec<PathBuf>, options: Options) -> Self {
+        let by_name = targets.into_iter().map(|target| (Arc::clone(&target.name), Arc::new(target))).collect();
+        Self { by_name, prefixes, options }
+    }
+
+    /// Finds a target by its name, or makes one for an absolute path below an allowed prefix. `may_name` says
+    /// what whoever named it is confined to.
+    pub fn find(&self, name: &str, may_name: impl Fn(&str) -> bool) -> Result<Arc<Target>, NameError> {
+        if !may_name(name) {
+            return Err(NameError::Forbidden);
+        }
+        if let Some(target) = self.by_name.get(name) {
+            return Ok(Arc::clone(target));
+        }
+        if !name.starts_with('/') {
+            return Err(NameError::Unknown);
+        }
+        let address = Address::beneath(name.as_bytes(), &self.prefixes).map_err(NameError::OutsidePrefixes)?;
+        let daemon = Daemon::new(address, Dialect::Auto, Vec::new());
+        Ok(Arc::new(Target::new(name, vec![daemon], Balance::RoundRobin)))
+    }
+}
