@@ -1,1 +1,60 @@
-fn main() {}
+//! `baton`: arguments, log, command, exit code.
+
+use std::process::ExitCode;
+
+use baton::cli;
+use clap::Parser;
+
+/// An HTTP front server that hands clients over to daemons, as WebAssembly policies decide.
+///
+/// Exit codes: 0 asked to stop, 1 failed while running, 2 usage, 64 bad configuration or policy.
+/// Signals: TERM and INT drain, a second one cuts; HUP reloads; USR1 opens the access log again.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, disable_help_subcommand = true)]
+struct Arguments {
+    /// The form of the log on standard error
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: baton::log::Format,
+    /// What is logged, as in info or info,policy=debug [default: BATON_LOG, else info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Check(cli::check::Check),
+    Demo(cli::demo::Demo),
+    #[command(hide = true)]
+    DemoDaemon(cli::demo::Daemon),
+    Receive(cli::receive::Receive),
+    Run(cli::run::Run),
+}
+
+fn main() -> ExitCode {
+    let Arguments { log_format, log_level, command } = Arguments::parse();
+    let log = match &command {
+        // It decides about signals before any thread is begun, and writes what it has to say itself.
+        Command::Receive(_) => None,
+        _ => match baton::log::begin(log_format, log_level.as_deref()) {
+            Ok(log) => Some(log),
+            Err(error) => {
+                eprintln!("baton: {error}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let result = match command {
+        Command::Check(args) => cli::check::run(args),
+        Command::Demo(args) => cli::demo::run(args),
+        Command::DemoDaemon(args) => cli::demo::daemon(args),
+        Command::Receive(args) => cli::receive::run(args),
+        Command::Run(args) => cli::run::run(args),
+    };
+    drop(log);
+    result.unwrap_or_else(|error| {
+        eprintln!("baton: {error:#}");
+        ExitCode::FAILURE
+    })
+}

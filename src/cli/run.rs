@@ -1,0 +1,79 @@
+//! `baton run`: the gateway, from its configuration to its drain.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::config::Config;
+use crate::gateway::{Gateway, Policies, load};
+use crate::policy::Engine;
+use crate::signal::{Signal, Signals};
+
+/// Runs the gateway.
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// The configuration [default: baton.toml here, else /etc/baton/baton.toml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What the system refuses.
+pub fn run(args: Run) -> anyhow::Result<ExitCode> {
+    serve(&super::configuration(args.config), |_| ())
+}
+
+/// Serves what `file` says until told to end; `ready` is called when every address accepts.
+///
+/// # Errors
+/// What the system refuses.
+pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCode> {
+    let config = match Config::read(file) {
+        Ok(config) => config,
+        Err(faults) => return Ok(super::faults(&faults)),
+    };
+    let engine = Engine::new(config.workers)?;
+    let loaded = match load(config, &engine, &Policies::new()) {
+        Ok(loaded) => loaded,
+        Err(faults) => return Ok(super::faults(&faults)),
+    };
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = control.block_on(async {
+        let mut signals = Signals::new()?;
+        let mut gateway = Gateway::start(loaded)?;
+        for listener in gateway.listening() {
+            eprintln!("listening on {listener}");
+        }
+        // Nobody may be listening: that is systemd's business.
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+        ready(&gateway);
+
+        let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+        let settings = gateway.settings();
+        let hear = async {
+            loop {
+                match signals.next().await {
+                    Signal::Drain => return,
+                    Signal::Reload => drop(tell.send(())),
+                    Signal::Reopen => {
+                        if let Some(log) = &settings.load().log {
+                            log.reopen();
+                        }
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = hear => {}
+            () = crate::reload::run(&mut gateway, file, &engine, told) => {}
+        }
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+        let cut = async { while signals.next().await != Signal::Drain {} };
+        gateway.drain(cut).await;
+        anyhow::Ok(ExitCode::SUCCESS)
+    });
+    // A policy may be compiling still: nobody waits for it.
+    control.shutdown_background();
+    result
+}

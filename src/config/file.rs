@@ -1,0 +1,254 @@
+//! What one may write: the configuration file, key by key (TOML).
+//!
+//! Every field is what the user typed, or nothing. Defaults, names and paths are resolved in [`super::Config`]. Keys that
+//! are known but not served by this version are read, so that they are refused by name and not as a typing error.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units::{Size, Time};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigFile {
+    /// The process as a whole.
+    pub gateway: GatewayFile,
+    /// What bounds clients.
+    pub limits: LimitsFile,
+    /// Addresses that accept clients.
+    pub listener: Vec<ListenerFile>,
+    /// How clients are handed over, unless a target says otherwise.
+    pub handoff: HandoffFile,
+    /// Daemons that take clients.
+    pub target: BTreeMap<String, TargetFile>,
+    /// Servers that answer through us. Not served by this version.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub upstream: BTreeMap<String, toml::Value>,
+    /// Status and the file that replaces the built-in page, relative to this file.
+    pub error_pages: BTreeMap<String, String>,
+    /// WebAssembly that decides.
+    pub policy: BTreeMap<String, PolicyFile>,
+    /// Which policies and which default a request gets.
+    pub route: Vec<RouteFile>,
+}
+
+/// `[gateway]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayFile {
+    /// Threads that serve clients; 0: one per core. Default 0. A reload does not change it.
+    pub workers: Option<usize>,
+    /// How long requests under way may take after TERM. Default 30s.
+    pub drain_timeout: Option<Time>,
+    /// Whom to become after binding, when started as root. A reload does not change it.
+    pub user: Option<String>,
+    /// A file, or `-` for standard output; absent: none.
+    pub access_log: Option<String>,
+    /// `json` or `combined`. Default json.
+    pub access_log_format: Option<LogFormat>,
+    /// Not served by this version.
+    pub trusted_proxies: Vec<String>,
+    /// Not served by this version.
+    pub admin: Option<String>,
+}
+
+/// How a line of the access log is written.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Apache's combined format.
+    Combined,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[limits]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsFile {
+    /// Clients that the gateway owns at a time. Default 10000.
+    pub connections_max: Option<usize>,
+    /// Request line and fields together. Default 32KiB.
+    pub head_bytes_max: Option<Size>,
+    /// Fields of a request. Default 100.
+    pub headers_max: Option<usize>,
+    /// From a head's first byte to its last. Default 10s.
+    pub head_timeout: Option<Time>,
+    /// From an answer, or the connection's beginning, to the next head's first byte. Default 60s.
+    pub keep_alive_timeout: Option<Time>,
+    /// Of a request's body that the gateway reads. Default 16MiB.
+    pub body_bytes_max: Option<Size>,
+    /// Without a byte of a body read, or of an answer written. Default 30s.
+    pub body_timeout: Option<Time>,
+    /// A second, of a body that the gateway reads, after its first 10 s. Default 500B.
+    pub body_rate_min: Option<Size>,
+    /// Data that travels with a client. Default 1MiB.
+    pub handoff_data_bytes_max: Option<Size>,
+}
+
+/// `[[listener]]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenerFile {
+    /// Its name in the log and to policies. Default: the address.
+    pub name: Option<String>,
+    /// `127.0.0.1:8080`, `[::]:80` or `unix:/run/baton/http.sock`.
+    pub address: Option<String>,
+    /// Connection hooks. Not served by this version.
+    pub policies: Vec<String>,
+}
+
+/// `[handoff]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HandoffFile {
+    /// Directories below which policies may name sockets by path. Default `/run/`.
+    pub allowed_prefixes: Option<Vec<String>>,
+    /// Until the daemon's socket is connected. Default 100ms.
+    pub connect_timeout: Option<Time>,
+    /// Until the message is sent. Default 200ms.
+    pub send_timeout: Option<Time>,
+    /// Until the daemon has read the message. Default 1s.
+    pub ack_timeout: Option<Time>,
+    /// Rounds over a target's sockets after the first. Default 2.
+    pub retries: Option<u32>,
+}
+
+/// `[target.NAME]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TargetFile {
+    /// Paths of Unix sockets; absolute, or relative to this file.
+    pub sockets: Vec<String>,
+    /// `seqpacket`, `stream` or `auto`. Default auto.
+    pub dialect: Option<String>,
+    /// `least-in-flight` or `round-robin`. Default least-in-flight.
+    pub balance: Option<String>,
+    /// Not served by this version.
+    pub blocking: Option<bool>,
+    /// Not served by this version.
+    pub queue_timeout: Option<Time>,
+    /// Not served by this version.
+    pub queue_max: Option<usize>,
+    /// Users (names or ids) whose daemons take clients; absent: any.
+    pub allow_uids: Option<Vec<User>>,
+}
+
+/// A user by name or by id.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum User {
+    /// A numeric id.
+    Id(u32),
+    /// A name of the system's user database.
+    Name(String),
+}
+
+/// `[policy.NAME]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyFile {
+    /// A component, a core module, or text; relative to this file.
+    pub module: Option<String>,
+    /// Handed to `configure`.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub config: Option<toml::Value>,
+    /// `deny` or `pass`. Default deny.
+    pub on_error: Option<OnErrorFile>,
+    /// Guest time of one hook. Default 5ms.
+    pub deadline: Option<Time>,
+    /// Start, configure and self-test together. Default 5s.
+    pub configure_deadline: Option<Time>,
+    /// Of one instance. Default 32MiB.
+    pub memory_max: Option<Size>,
+    /// Requests that one instance serves; 0: a fresh one for each. Default 1000.
+    pub reuse_max: Option<u32>,
+    /// Not served by this version.
+    pub upstreams: Option<Vec<String>>,
+    /// Targets that it may name; absent: all that are configured.
+    pub targets: Option<Vec<String>>,
+    /// Not served by this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub secrets: Option<toml::Value>,
+    /// Strings and lists of one decision together. Default 1MiB.
+    pub decision_bytes_max: Option<Size>,
+    /// Lines that it may log. Default 100.
+    pub log_lines_per_second: Option<u32>,
+    /// Not served by this version.
+    pub metric_series_max: Option<usize>,
+    /// Not served by this version.
+    pub store_bytes_max: Option<Size>,
+    /// Not served by this version.
+    pub callouts_max: Option<usize>,
+    /// Not served by this version.
+    pub callout_bytes_max: Option<Size>,
+    /// Not served by this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub breaker: Option<toml::Value>,
+}
+
+/// What a policy's failure means.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnErrorFile {
+    /// 503.
+    Deny,
+    /// As if it had no opinion.
+    Pass,
+}
+
+/// `[[route]]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouteFile {
+    /// `example.org` or `*.example.org`; absent: any.
+    pub host: Option<String>,
+    /// A prefix at a segment's boundary, `/v1/`, or exact, `=/exact`.
+    pub path: Option<String>,
+    /// Absent: any. GET includes HEAD.
+    pub methods: Option<Vec<String>>,
+    /// Not served by this version.
+    pub internal: Option<bool>,
+    /// Policies, asked in this order until one decides.
+    pub policies: Vec<String>,
+    /// Not served by this version.
+    pub authorizer: Option<String>,
+    /// Not served by this version.
+    pub filter: Option<String>,
+    /// `false` is not served by this version.
+    pub upgrade: Option<bool>,
+    /// What happens when every policy passes; absent: 404.
+    pub default: Option<DefaultFile>,
+}
+
+/// What happens when every policy passes: one of these.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefaultFile {
+    /// A target's name.
+    pub handoff: Option<String>,
+    /// Not served by this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub response_head: Option<toml::Value>,
+    /// Not served by this version.
+    pub proxy: Option<String>,
+    /// An answer made here.
+    pub respond: Option<RespondFile>,
+    /// Not served by this version.
+    pub file: Option<String>,
+}
+
+/// `respond = { status = 404, body = "…", headers = { … } }`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RespondFile {
+    /// 200 to 599. Default 200.
+    pub status: Option<u16>,
+    /// Default: empty.
+    pub body: Option<String>,
+    /// Fields by name.
+    pub headers: BTreeMap<String, String>,
+}

@@ -1,0 +1,422 @@
+//! From what was written to what the program runs on.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fault::{Fault, Faults, Key, Source};
+use super::file::{
+    ConfigFile, DefaultFile, GatewayFile, HandoffFile, LimitsFile, ListenerFile, LogFormat, OnErrorFile, PolicyFile,
+    RespondFile, RouteFile, TargetFile, User,
+};
+use super::{Config, Listener, Policy, Route, Target};
+use crate::decision::{Action, Field, Handoff, Respond};
+use crate::handoff::{Address, Daemon, Deadlines, Dialect};
+use crate::http::head::is_token_byte;
+use crate::http::response::is_framing;
+use crate::respond::ErrorPages;
+use crate::route::{HostPattern, PathPattern};
+use crate::{access_log, connection, http, listener, policy, target};
+
+/// Resolves one file and collects its faults.
+pub(super) struct Resolver<'a> {
+    source: &'a Source<'a>,
+    /// Where relative paths begin.
+    folder: PathBuf,
+    faults: Vec<Fault>,
+}
+
+/// What a key says that this version cannot do yet.
+const NOT_SERVED: &str = "is not served by this version";
+
+impl<'a> Resolver<'a> {
+    pub(super) fn new(source: &'a Source<'a>, file: &Path) -> Self {
+        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let folder = absolute.parent().map(Path::to_owned).unwrap_or_default();
+        Self { source, folder, faults: Vec::new() }
+    }
+
+    pub(super) fn resolve(mut self, file: &ConfigFile) -> Result<Config, Faults> {
+        for name in file.upstream.keys() {
+            self.fault(&Key::of("upstream").name(name), NOT_SERVED);
+        }
+        let (handoff, prefixes) = self.handoff(&file.handoff, &file.limits);
+        let config = Config {
+            workers: workers(&file.gateway),
+            drain_timeout: file.gateway.drain_timeout.map_or(Duration::from_secs(30), |t| t.0),
+            user: file.gateway.user.clone(),
+            access_log: self.gateway(&file.gateway),
+            connections_max: self.connections_max(&file.limits),
+            limits: self.limits(&file.limits),
+            listeners: self.listeners(&file.listener),
+            handoff,
+            prefixes,
+            targets: file.target.iter().filter_map(|(name, target)| self.target(name, target)).collect(),
+            policies: file.policy.iter().filter_map(|(name, policy)| self.policy(name, policy, &file.target)).collect(),
+            routes: file.route.iter().enumerate().filter_map(|(at, route)| self.route(at, route, file)).collect(),
+            pages: self.pages(&file.error_pages),
+        };
+        if self.faults.is_empty() { Ok(config) } else { Err(Faults(self.faults)) }
+    }
+
+    fn fault(&mut self, key: &Key, message: impl Into<String>) {
+        self.faults.push(self.source.fault(key, message));
+    }
+
+    fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
+        for (name, written) in names {
+            if *written {
+                self.fault(&key.name(name), NOT_SERVED);
+            }
+        }
+    }
+
+    fn path(&self, text: &str) -> PathBuf {
+        self.folder.join(text)
+    }
+
+    fn gateway(&mut self, file: &GatewayFile) -> Option<access_log::Options> {
+        let key = Key::of("gateway");
+        self.not_served(
+            &key,
+            &[("admin", file.admin.is_some()), ("trusted_proxies", !file.trusted_proxies.is_empty())],
+        );
+        if file.workers.is_some_and(|workers| workers > WORKERS_MAX) {
+            self.fault(&key.name("workers"), format!("at most {WORKERS_MAX}"));
+        }
+        if let Some(name) = &file.user
+            && !matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
+        {
+            self.fault(&key.name("user"), format!("no user is called {name:?}"));
+        }
+        let sink = match file.access_log.as_deref()? {
+            "" => {
+                self.fault(&key.name("access_log"), "empty: name a file, or \"-\" for standard output");
+                return None;
+            }
+            "-" => access_log::Sink::Stdout,
+            path => access_log::Sink::File(self.path(path)),
+        };
+        let format = match file.access_log_format {
+            Some(LogFormat::Combined) => access_log::Format::Combined,
+            Some(LogFormat::Json) | None => access_log::Format::Json,
+        };
+        Some(access_log::Options { sink, format })
+    }
+
+    fn connections_max(&mut self, file: &LimitsFile) -> usize {
+        let max = file.connections_max.unwrap_or(10_000);
+        if max == 0 {
+            self.fault(&Key::of("limits").name("connections_max"), "at least 1");
+        }
+        max
+    }
+
+    fn limits(&mut self, file: &LimitsFile) -> connection::Limits {
+        let key = Key::of("limits");
+        let default = connection::Limits::default();
+        let head_bytes_max = file.head_bytes_max.map_or(default.head.head_bytes_max, |s| s.0);
+        if !HEAD_BYTES.contains(&head_bytes_max) {
+            let (least, most) = (HEAD_BYTES.start(), HEAD_BYTES.end());
+            self.fault(&key.name("head_bytes_max"), format!("between {least} and {most} bytes"));
+        }
+        let headers_max = file.headers_max.unwrap_or(default.head.headers_max);
+        if !HEADERS.contains(&headers_max) {
+            self.fault(&key.name("headers_max"), format!("between {} and {}", HEADERS.start(), HEADERS.end()));
+        }
+        let timeouts = [
+            ("head_timeout", file.head_timeout),
+            ("keep_alive_timeout", file.keep_alive_timeout),
+            ("body_timeout", file.body_timeout),
+        ];
+        for (name, _) in timeouts.iter().filter(|(_, time)| time.is_some_and(|t| t.0.is_zero())) {
+            self.fault(&key.name(name), "longer than 0");
+        }
+        connection::Limits {
+            head: http::head::Limits { head_bytes_max, headers_max },
+            head_timeout: file.head_timeout.map_or(default.head_timeout, |t| t.0),
+            keep_alive_timeout: file.keep_alive_timeout.map_or(default.keep_alive_timeout, |t| t.0),
+            body_bytes_max: file.body_bytes_max.map_or(default.body_bytes_max, |s| s.0 as u64),
+            body_timeout: file.body_timeout.map_or(default.body_timeout, |t| t.0),
+            body_rate_min: file.body_rate_min.map_or(default.body_rate_min, |s| s.0 as u64),
+        }
+    }
+
+    fn listeners(&mut self, files: &[ListenerFile]) -> Vec<Listener> {
+        let mut listeners: Vec<Listener> = Vec::new();
+        for (at, file) in files.iter().enumerate() {
+            let key = Key::of("listener").index(at);
+            self.not_served(&key, &[("policies", !file.policies.is_empty())]);
+            let Some(text) = &file.address else {
+                self.fault(&key, "no address");
+                continue;
+            };
+            let name: Arc<str> = file.name.as_deref().unwrap_or(text).into();
+            if listeners.iter().any(|l| l.options.name == name) {
+                self.fault(&key.name("name"), format!("another listener is called {name:?}"));
+            }
+            match listener::Address::parse(text) {
+                Ok(address) => {
+                    let options = listener::Options { name, address };
+                    listeners.push(Listener { options, address: self.source.fault(&key.name("address"), "") });
+                }
+                Err(message) => self.fault(&key.name("address"), message),
+            }
+        }
+        if files.is_empty() {
+            self.fault(&Key::of("listener"), "nothing listens: write [[listener]] with an address");
+        }
+        listeners
+    }
+
+    fn handoff(&mut self, file: &HandoffFile, limits: &LimitsFile) -> (target::Options, Vec<PathBuf>) {
+        let key = Key::of("handoff");
+        let prefixes = match &file.allowed_prefixes {
+            None => vec![PathBuf::from("/run/")],
+            Some(prefixes) => prefixes.iter().map(PathBuf::from).collect(),
+        };
+        for (at, prefix) in prefixes.iter().enumerate() {
+            let climbs = prefix.components().any(|part| part == std::path::Component::ParentDir);
+            if !prefix.is_absolute() || climbs {
+                self.fault(&key.name("allowed_prefixes").index(at), "an absolute path without ..");
+            }
+        }
+        let time = |time: Option<super::units::Time>, default| time.map_or(Duration::from_millis(default), |t| t.0);
+        let deadlines = Deadlines {
+            connect: time(file.connect_timeout, 100),
+            send: time(file.send_timeout, 200),
+            acknowledge: time(file.ack_timeout, 1000),
+        };
+        let data_bytes_max = limits.handoff_data_bytes_max.map_or(1 << 20, |s| s.0);
+        (target::Options { deadlines, retries: file.retries.unwrap_or(2), data_bytes_max }, prefixes)
+    }
+
+    fn target(&mut self, name: &str, file: &TargetFile) -> Option<Target> {
+        let key = Key::of("target").name(name);
+        let written = [
+            ("blocking", file.blocking == Some(true)),
+            ("queue_timeout", file.queue_timeout.is_some()),
+            ("queue_max", file.queue_max.is_some()),
+        ];
+        self.not_served(&key, &written);
+        if file.sockets.is_empty() {
+            self.fault(&key, "no sockets");
+            return None;
+        }
+        let dialect = match file.dialect.as_deref().unwrap_or("auto") {
+            "fdpass" | "datagram" | "baton" => {
+                self.fault(&key.name("dialect"), NOT_SERVED);
+                return None;
+            }
+            text => match text.parse::<Dialect>() {
+                Ok(dialect) => dialect,
+                Err(error) => {
+                    self.fault(&key.name("dialect"), format!("{error}, not {text:?}"));
+                    return None;
+                }
+            },
+        };
+        let balance = match file.balance.as_deref().unwrap_or("least-in-flight") {
+            "least-in-flight" => target::Balance::LeastInFlight,
+            "round-robin" => target::Balance::RoundRobin,
+            "random-two" | "hash" => {
+                self.fault(&key.name("balance"), NOT_SERVED);
+                return None;
+            }
+            text => {
+                self.fault(&key.name("balance"), format!("balance is least-in-flight or round-robin, not {text:?}"));
+                return None;
+            }
+        };
+        let uids = self.uids(&key, file.allow_uids.as_deref()).unwrap_or_default();
+        let mut daemons = Vec::new();
+        for (at, socket) in file.sockets.iter().enumerate() {
+            match Address::new(self.path(socket)) {
+                Ok(address) if !socket.is_empty() => daemons.push(Daemon::new(address, dialect, uids.clone())),
+                Ok(_) => self.fault(&key.name("sockets").index(at), "empty"),
+                Err(error) => self.fault(&key.name("sockets").index(at), error.to_string()),
+            }
+        }
+        Some(Target { name: name.to_owned(), daemons, balance })
+    }
+
+    fn uids(&mut self, key: &Key, users: Option<&[User]>) -> Option<Vec<u32>> {
+        let users = users?;
+        let key = key.name("allow_uids");
+        if users.is_empty() {
+            self.fault(&key, "empty: nobody could take a client; leave it out to allow any user");
+        }
+        let mut uids = Vec::new();
+        for (at, user) in users.iter().enumerate() {
+            match user {
+                User::Id(uid) => uids.push(*uid),
+                User::Name(name) => match nix::unistd::User::from_name(name) {
+                    Ok(Some(user)) => uids.push(user.uid.as_raw()),
+                    _ => self.fault(&key.index(at), format!("no user is called {name:?}")),
+                },
+            }
+        }
+        Some(uids)
+    }
+
+    fn policy(&mut self, name: &str, file: &PolicyFile, targets: &BTreeMap<String, TargetFile>) -> Option<Policy> {
+        let key = Key::of("policy").name(name);
+        let written = [
+            ("upstreams", file.upstreams.is_some()),
+            ("secrets", file.secrets.is_some()),
+            ("metric_series_max", file.metric_series_max.is_some()),
+            ("store_bytes_max", file.store_bytes_max.is_some()),
+            ("callouts_max", file.callouts_max.is_some()),
+            ("callout_bytes_max", file.callout_bytes_max.is_some()),
+            ("breaker", file.breaker.is_some()),
+        ];
+        self.not_served(&key, &written);
+        for (at, target) in file.targets.iter().flatten().enumerate() {
+            if !targets.contains_key(target) && !target.starts_with('/') {
+                self.fault(&key.name("targets").index(at), format!("no target is called {target:?}"));
+            }
+        }
+        let Some(module) = file.module.as_deref().filter(|module| !module.is_empty()) else {
+            self.fault(&key, "no module");
+            return None;
+        };
+        let mut options = policy::Options::new(name, self.path(module));
+        if let Some(config) = &file.config {
+            match serde_json::to_value(config) {
+                Ok(config) => options.config = config,
+                Err(error) => self.fault(&key.name("config"), error.to_string()),
+            }
+        }
+        options.on_error = match file.on_error {
+            Some(OnErrorFile::Pass) => policy::OnError::Pass,
+            Some(OnErrorFile::Deny) | None => policy::OnError::Deny,
+        };
+        options.deadline = file.deadline.map_or(options.deadline, |t| t.0);
+        options.configure_deadline = file.configure_deadline.map_or(options.configure_deadline, |t| t.0);
+        options.memory_bytes_max = file.memory_max.map_or(options.memory_bytes_max, |s| s.0);
+        options.reuse_max = file.reuse_max.unwrap_or(options.reuse_max);
+        options.decision_bytes_max = file.decision_bytes_max.map_or(options.decision_bytes_max, |s| s.0);
+        options.log_lines_per_second_max = file.log_lines_per_second.unwrap_or(options.log_lines_per_second_max);
+        options.targets.clone_from(&file.targets);
+        options.known_targets = Some(targets.keys().cloned().collect());
+        for (name, zero) in
+            [("deadline", options.deadline.is_zero()), ("configure_deadline", options.configure_deadline.is_zero())]
+        {
+            if zero {
+                self.fault(&key.name(name), "longer than 0");
+            }
+        }
+        Some(Policy { options, module: self.source.fault(&key.name("module"), "") })
+    }
+
+    fn route(&mut self, at: usize, file: &RouteFile, whole: &ConfigFile) -> Option<Route> {
+        let key = Key::of("route").index(at);
+        let written = [
+            ("internal", file.internal == Some(true)),
+            ("authorizer", file.authorizer.is_some()),
+            ("filter", file.filter.is_some()),
+            ("upgrade", file.upgrade == Some(false)),
+        ];
+        self.not_served(&key, &written);
+        for (at, name) in file.policies.iter().enumerate() {
+            if !whole.policy.contains_key(name) {
+                self.fault(&key.name("policies").index(at), format!("no policy is called {name:?}"));
+            }
+        }
+        let host = file.host.as_deref().map_or(Ok(HostPattern::Any), HostPattern::parse);
+        let host = host.map_err(|message| self.fault(&key.name("host"), message)).ok();
+        let default = file.default.as_ref().and_then(|default| self.default(&key.name("default"), default, whole));
+        let methods = file.methods.as_ref().filter(|methods| self.methods(&key.name("methods"), methods)).cloned();
+        let Some(written) = &file.path else {
+            self.fault(&key, "no path");
+            return None;
+        };
+        let path = PathPattern::parse(written).map_err(|message| self.fault(&key.name("path"), message)).ok();
+        Some(Route {
+            name: written.clone(),
+            host: host?,
+            path: path?,
+            methods,
+            policies: file.policies.clone(),
+            default,
+        })
+    }
+
+    fn methods(&mut self, key: &Key, methods: &[String]) -> bool {
+        let is_method = |m: &String| !m.is_empty() && m.bytes().all(is_token_byte);
+        let fits = !methods.is_empty() && methods.iter().all(is_method);
+        if !fits {
+            self.fault(key, "a list of methods, as in [\"GET\", \"POST\"]");
+        }
+        fits
+    }
+
+    fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
+        self.not_served(key, &[("response_head", file.response_head.is_some()), ("file", file.file.is_some())]);
+        if file.proxy.is_some() {
+            self.fault(&key.name("proxy"), "proxy is not served by this version: it has no upstreams");
+        }
+        let named = [file.handoff.is_some(), file.proxy.is_some(), file.respond.is_some(), file.file.is_some()];
+        if named.iter().filter(|named| **named).count() != 1 {
+            self.fault(key, "one of handoff and respond");
+            return None;
+        }
+        if let Some(target) = &file.handoff {
+            if !whole.target.contains_key(target) {
+                self.fault(&key.name("handoff"), format!("no target is called {target:?}"));
+            }
+            return Some(Action::Handoff(Handoff { target: target.clone(), ..Handoff::default() }));
+        }
+        self.respond(&key.name("respond"), file.respond.as_ref()?)
+    }
+
+    fn respond(&mut self, key: &Key, file: &RespondFile) -> Option<Action> {
+        let status = file.status.unwrap_or(200);
+        if !(200..=599).contains(&status) {
+            self.fault(&key.name("status"), "between 200 and 599");
+        }
+        let mut headers = Vec::new();
+        for (name, value) in &file.headers {
+            let key = key.name("headers").name(name);
+            if name.is_empty() || !name.bytes().all(is_token_byte) {
+                self.fault(&key, "no field name");
+            } else if is_framing(name) {
+                self.fault(&key, "the gateway writes this field itself");
+            } else if value.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
+                self.fault(&key, "a line break or NUL in a value");
+            } else {
+                headers.push(Field { name: name.to_ascii_lowercase(), value: value.clone().into_bytes() });
+            }
+        }
+        let body = file.body.clone().unwrap_or_default().into_bytes();
+        Some(Action::Respond(Respond { status, headers, body }))
+    }
+
+    fn pages(&mut self, files: &BTreeMap<String, String>) -> ErrorPages {
+        let mut pages = ErrorPages::default();
+        for (status, file) in files {
+            let key = Key::of("error_pages").name(status);
+            match (status.parse::<u16>(), std::fs::read(self.path(file))) {
+                (Ok(status @ 400..=599), Ok(page)) => drop(pages.0.insert(status, page)),
+                (Ok(400..=599), Err(error)) => self.fault(&key, format!("{file}: {error}")),
+                _ => self.fault(&key, "a status between 400 and 599"),
+            }
+        }
+        pages
+    }
+}
+
+/// More threads than any machine has cores are a typing error.
+const WORKERS_MAX: usize = 1024;
+/// Less than a request line and Host is no head; more does not fit a socket's receive buffer.
+const HEAD_BYTES: std::ops::RangeInclusive<usize> = 256..=1 << 20;
+/// Host alone is one.
+const HEADERS: std::ops::RangeInclusive<usize> = 1..=10_000;
+
+fn workers(file: &GatewayFile) -> usize {
+    match file.workers {
+        Some(workers @ 1..) => workers,
+        _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
+}

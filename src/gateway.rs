@@ -1,0 +1,337 @@
+//! The gateway as a whole: its workers, and what changes while they run.
+//!
+//! One thread for each core serves clients, each with a runtime of its own. The thread that began them loads, reloads and
+//! drains; compiling is done beside it, so that a signal is heard at any time.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::mpsc;
+
+use crate::access_log::{self, AccessLog};
+use crate::config::{self, Config, Fault, Faults};
+use crate::connection::{Settings, Worker, serve};
+use crate::drain::{Drain, Guard};
+use crate::listener::{self, Accept, Admission, Listener};
+use crate::policy::{Engine, Policy};
+use crate::route::{Route, Table};
+use crate::target::{self, Target};
+
+/// Loaded policies by name.
+pub type Policies = HashMap<String, Arc<Policy>>;
+
+/// A configuration that was read, its policies loaded and proved, and nothing put into force.
+#[derive(Debug)]
+pub struct Loaded {
+    config: Config,
+    policies: Policies,
+}
+
+/// Loads a configuration's policies. Those that are the same as in `previous` are taken over, the others are compiled,
+/// which blocks: call it off the workers.
+///
+/// # Errors
+/// Every policy's fault.
+pub fn load(config: Config, engine: &Engine, previous: &Policies) -> Result<Loaded, Faults> {
+    let (mut policies, mut faults) = (Policies::new(), Vec::new());
+    for config::Policy { options, module } in &config.policies {
+        let before = previous.get(&*options.name);
+        if let Some(same) = before.filter(|policy| policy.options() == options) {
+            // Its file may have changed all the same. If it is broken, the generation in force stays, as at any time, and
+            // the policy has said so.
+            drop(same.reload());
+            policies.insert(options.name.to_string(), Arc::clone(same));
+            continue;
+        }
+        match Policy::load(engine, options.clone(), before.map(Arc::as_ref)) {
+            Ok(policy) => drop(policies.insert(options.name.to_string(), Arc::new(policy))),
+            Err(error) => {
+                let message = format!("{}: {error}", options.module.display());
+                faults.push(Fault { message, ..module.clone() });
+            }
+        }
+    }
+    if faults.is_empty() { Ok(Loaded { config, policies }) } else { Err(Faults(faults)) }
+}
+
+/// What cannot be had of the system.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The access log's file.
+    #[error("access log")]
+    AccessLog(#[source] io::Error),
+    /// An address.
+    #[error("{0}")]
+    Bind(Fault),
+    /// A thread, a runtime, a signal.
+    #[error("the system")]
+    System(#[from] io::Error),
+    /// The user to become.
+    #[error("cannot become user {0:?}")]
+    User(String, #[source] nix::Error),
+}
+
+/// A gateway that serves.
+#[derive(Debug)]
+pub struct Gateway {
+    settings: Arc<ArcSwap<Settings>>,
+    policies: Policies,
+    log: Option<(access_log::Options, AccessLog)>,
+    admission: Arc<Admission>,
+    listening: Vec<Listening>,
+    workers: Vec<WorkerThread>,
+    user: Option<String>,
+    drain_timeout: Duration,
+    drain: Drain,
+    guard: Guard,
+}
+
+/// An address while it accepts.
+#[derive(Debug)]
+struct Listening {
+    options: listener::Options,
+    listener: Listener,
+    /// Ends accepting on it, while its clients go on.
+    stop: Drain,
+}
+
+#[derive(Debug)]
+struct WorkerThread {
+    accepts: mpsc::UnboundedSender<Begin>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// What a worker is given: a socket to accept from until it is told to stop, and the guard for its clients.
+type Begin = (Accept, Guard, Guard);
+
+impl Gateway {
+    /// Binds, becomes the configured user, and begins to serve.
+    ///
+    /// # Errors
+    /// What the system refuses; nothing is left running.
+    pub fn start(loaded: Loaded) -> Result<Self, StartError> {
+        let Loaded { config, policies } = loaded;
+        let descriptors = raise_descriptor_limit();
+        let log = open_log(config.access_log.as_ref(), None)?;
+        let listeners = bind(&config.listeners, &[], config.workers)?;
+        if let Some(name) = &config.user {
+            become_user(name).map_err(|error| StartError::User(name.clone(), error))?;
+        }
+        let (drain, guard) = Drain::new();
+        let admission = Arc::new(Admission::new(config.connections_max, descriptors));
+        let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
+        let settings = Arc::new(ArcSwap::from_pointee(settings(config, &policies, log.as_ref())));
+        let workers = (0..count).map(|index| spawn_worker(index, &settings, &admission)).collect::<Result<_, _>>()?;
+        let mut gateway = Self {
+            settings,
+            policies,
+            log,
+            admission,
+            listening: Vec::new(),
+            workers,
+            user,
+            drain_timeout,
+            drain,
+            guard,
+        };
+        for (options, listener) in listeners {
+            gateway.listen(options, listener);
+        }
+        Ok(gateway)
+    }
+
+    /// The addresses that accept clients, as they are shown to people.
+    pub fn listening(&self) -> impl Iterator<Item = &Listener> {
+        self.listening.iter().map(|l| &l.listener)
+    }
+
+    /// The policies in force.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// The settings in force, whatever is reloaded.
+    pub fn settings(&self) -> Arc<ArcSwap<Settings>> {
+        Arc::clone(&self.settings)
+    }
+
+    /// Puts another configuration into force, all of it or nothing. Requests under way keep the old one.
+    ///
+    /// # Errors
+    /// What the system refuses, or what cannot change while it runs.
+    pub fn replace(&mut self, loaded: Loaded) -> Result<(), StartError> {
+        let Loaded { config, policies } = loaded;
+        if config.workers != self.workers.len() {
+            tracing::warn!("gateway.workers changes with a restart only");
+        }
+        if config.user != self.user {
+            tracing::warn!("gateway.user changes with a restart only");
+        }
+        let log = open_log(config.access_log.as_ref(), self.log.as_ref())?;
+        let kept: Vec<_> = self.listening.iter().map(|l| l.options.clone()).collect();
+        let added = bind(&config.listeners, &kept, self.workers.len())?;
+
+        // Nothing fails from here on.
+        let wanted: Vec<_> = config.listeners.iter().map(|l| l.options.clone()).collect();
+        self.drain_timeout = config.drain_timeout;
+        self.admission.set_max(config.connections_max);
+        self.settings.store(Arc::new(settings(config, &policies, log.as_ref())));
+        (self.policies, self.log) = (policies, log);
+        for (options, listener) in added {
+            tracing::info!("listening on {listener}");
+            self.listen(options, listener);
+        }
+        self.listening.retain(|l| {
+            let stays = wanted.contains(&l.options);
+            if !stays {
+                tracing::info!("no longer listening on {}", l.listener);
+                l.stop.start();
+            }
+            stays
+        });
+        Ok(())
+    }
+
+    fn listen(&mut self, options: listener::Options, mut listener: Listener) {
+        let (stop, until) = Drain::new();
+        for worker in &self.workers {
+            if let Some(accept) = listener.socket() {
+                // A worker ends after its sender is dropped, not before.
+                drop(worker.accepts.send((accept, until.clone(), self.guard.clone())));
+            }
+        }
+        self.listening.push(Listening { options, listener, stop });
+    }
+
+    /// Stops accepting, finishes what has begun within the grace period, and ends. Idle connections are closed now; clients
+    /// that were handed over are not waited for. `cut` ends the grace period early.
+    pub async fn drain(self, cut: impl Future<Output = ()>) {
+        let Self { listening, drain, guard, workers, drain_timeout, log, .. } = self;
+        for listening in &listening {
+            listening.stop.start();
+        }
+        drain.start();
+        drop(guard);
+        tokio::select! {
+            () = drain.finished() => tracing::debug!("drained"),
+            () = tokio::time::sleep(drain_timeout) => {
+                tracing::warn!(requests = drain.count(), "cut: still under way after {drain_timeout:?} (drain_timeout)");
+            }
+            () = cut => tracing::warn!(requests = drain.count(), "cut: told to end a second time"),
+        }
+        for WorkerThread { accepts, thread } in workers {
+            drop(accepts);
+            if thread.join().is_err() {
+                tracing::error!("a worker had panicked");
+            }
+        }
+        drop(listening);
+        if let Some((_, log)) = log {
+            log.flush();
+        }
+    }
+}
+
+fn settings(config: Config, policies: &Policies, log: Option<&(access_log::Options, AccessLog)>) -> Settings {
+    let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
+    let route = |r: config::Route| Route {
+        name: r.name.into(),
+        host: r.host,
+        path: r.path,
+        methods: r.methods,
+        policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
+        default: r.default,
+    };
+    Settings {
+        limits: config.limits,
+        routes: Table::new(config.routes.into_iter().map(route).collect()),
+        targets: target::Table::new(config.targets.into_iter().map(target).collect(), config.prefixes, config.handoff),
+        pages: config.pages,
+        log: log.map(|(_, log)| log.clone()),
+    }
+}
+
+type OpenLog = Option<(access_log::Options, AccessLog)>;
+
+fn open_log(
+    wanted: Option<&access_log::Options>,
+    open: Option<&(access_log::Options, AccessLog)>,
+) -> Result<OpenLog, StartError> {
+    match (wanted, open) {
+        (None, _) => Ok(None),
+        (Some(options), Some((same, log))) if options == same => Ok(Some((options.clone(), log.clone()))),
+        (Some(options), _) => match AccessLog::open(options) {
+            Ok(log) => Ok(Some((options.clone(), log))),
+            Err(error) => Err(StartError::AccessLog(error)),
+        },
+    }
+}
+
+/// Binds what is not in `kept`.
+fn bind(
+    listeners: &[config::Listener],
+    kept: &[listener::Options],
+    workers: usize,
+) -> Result<Vec<(listener::Options, Listener)>, StartError> {
+    let all: Vec<_> = listeners.iter().map(|l| l.options.clone()).collect();
+    let new = listeners.iter().filter(|l| !kept.contains(&l.options));
+    new.map(|l| match Listener::bind(&l.options, &all, workers) {
+        Ok(listener) => Ok((l.options.clone(), listener)),
+        Err(error) => Err(StartError::Bind(Fault { message: error.to_string(), ..l.address.clone() })),
+    })
+    .collect()
+}
+
+fn spawn_worker(
+    index: usize,
+    settings: &Arc<ArcSwap<Settings>>,
+    admission: &Arc<Admission>,
+) -> io::Result<WorkerThread> {
+    let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
+    let worker = Arc::new(Worker { index, settings: Arc::clone(settings) });
+    let admission = Arc::clone(admission);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = move || {
+        runtime.block_on(async {
+            // Ends when the gateway has drained, or given up: what still runs is dropped with the runtime.
+            while let Some((accept, until, clients)) = begins.recv().await {
+                let (worker, admission) = (Arc::clone(&worker), Arc::clone(&admission));
+                clients.spawn(|clients| async move {
+                    let begin = |client, origin, place| {
+                        let worker = Arc::clone(&worker);
+                        clients.spawn(|guard| serve(worker, client, origin, place, guard));
+                    };
+                    accept.run(admission, until, begin).await;
+                });
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
+    Ok(WorkerThread { accepts, thread })
+}
+
+/// Allows as many descriptors as the system lets us have, and returns how many.
+fn raise_descriptor_limit() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// Gives up root for good: groups first, because a user cannot (setuid(2)). The threads that exist change with us.
+fn become_user(name: &str) -> nix::Result<()> {
+    use nix::unistd::{User, getuid, initgroups, setgid, setuid};
+    let user = User::from_name(name)?.ok_or(nix::Error::ENOENT)?;
+    if getuid() == user.uid {
+        return Ok(());
+    }
+    let c_name = std::ffi::CString::new(name).map_err(|_| nix::Error::EINVAL)?;
+    initgroups(&c_name, user.gid)?;
+    setgid(user.gid)?;
+    setuid(user.uid)
+}
