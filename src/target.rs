@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::handoff::{self, Address, AddressError, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Taken};
+use crate::handoff::{
+    self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Taken,
+};
 
 /// The pause before the second round over a target's sockets; doubled before each further one.
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -90,6 +92,7 @@ impl Target {
         message: &Message,
         options: &Options,
         until: Option<Instant>,
+        beat: &Beat,
     ) -> Tried {
         let mut attempts = 0;
         let mut round = 0;
@@ -100,7 +103,7 @@ impl Target {
                 attempts += 1;
                 let deadlines = within(&options.deadlines, until);
                 let count = InFlight::begin(&member.in_flight);
-                let result = handoff::send(client, message, &member.daemon, &deadlines).await;
+                let result = handoff::send(client, message, &member.daemon, &deadlines, beat).await;
                 drop(count);
                 match result {
                     Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {

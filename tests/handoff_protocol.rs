@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use baton::handoff::{
-    Acceptor, Address, Daemon, Deadlines, Dialect, Handoff, Message, Options, ReceiveError, Refusal, Sealed, SendError,
-    Stage, Taken, Unread, send,
+    Acceptor, Address, Beat, Daemon, Deadlines, Dialect, Handoff, Message, Options, ReceiveError, Refusal, Sealed,
+    SendError, Stage, Taken, Unread,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -124,6 +124,15 @@ fn daemon(path: &Path, dialect: Dialect) -> Daemon {
 
 fn run<T>(future: impl Future<Output = T> + Send) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// The library's, with a beat of its own.
+async fn send(client: OwnedFd, message: &Message, to: &Daemon, deadlines: &Deadlines) -> Result<Taken, SendError> {
+    let beat = Beat::default();
+    tokio::select! {
+        result = baton::handoff::send(client, message, to, deadlines, &beat) => result,
+        () = beat.run() => unreachable!("it never ends"),
+    }
 }
 
 /// Hands over while `act` plays the daemon.

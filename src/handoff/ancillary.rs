@@ -8,6 +8,7 @@
 //! | `recvmsg` with SCM_RIGHTS, MSG_CMSG_CLOEXEC | the same, on the daemon's side |
 //! | `ioctl(SIOCOUTQ)` (unix(7), tcp(7)) | how much of what was sent is still unread |
 //! | `getsockopt(TCP_INFO)` (tcp(7)) | how many bytes anybody has ever written into a client |
+//! | `setsockopt(TCP_DEFER_ACCEPT)` (tcp(7)) | clients are accepted when they have said something |
 //! | `close_range(CLOSE_RANGE_CLOEXEC)` | programs that are started get no descriptor by accident |
 //!
 //! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
@@ -164,13 +165,27 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
     Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
 }
 
-/// Registers a socket with the runtime's epoll, edge-triggered, for becoming writable. Gives it back when epoll is out of
+/// Registers a socket with the runtime's epoll, edge-triggered, for being closed at the other end. Gives it back when epoll is out of
 /// memory or watches.
 #[cfg(feature = "gateway")]
-pub(super) fn watch_writable(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedFd> {
+pub(super) fn watch_close(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedFd> {
     // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
     // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }.map_err(|error| error.into_parts().0)
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(|error| error.into_parts().0)
+}
+
+/// Leaves a client in the kernel until its first bytes are here, or `seconds` have passed (TCP_DEFER_ACCEPT, tcp(7)): a
+/// client that is accepted can then be read at once.
+///
+/// # Errors
+/// What setsockopt(2) says.
+#[cfg(feature = "gateway")]
+pub fn defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    let (level, name, length) =
+        (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the descriptor is open, and the kernel reads an integer of that length from a pointer to one.
+    let result = unsafe { libc::setsockopt(listener.as_raw_fd(), level, name, (&raw const seconds).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Registers a socket with the reactor of the runtime that this is called in; dropping the result takes it out again.

@@ -74,6 +74,8 @@ mod acknowledgement;
 #[cfg(feature = "gateway")]
 mod address;
 mod ancillary;
+#[cfg(feature = "gateway")]
+mod beat;
 mod client;
 mod dialect;
 mod environment;
@@ -88,9 +90,11 @@ mod send;
 
 #[cfg(feature = "gateway")]
 pub use address::{Address, AddressError};
-#[cfg(feature = "gateway")]
-pub use ancillary::watch;
 pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
+#[cfg(feature = "gateway")]
+pub use ancillary::{defer_accept, watch};
+#[cfg(feature = "gateway")]
+pub use beat::Beat;
 pub use client::close_gracefully;
 pub use dialect::{Dialect, UnknownDialect};
 pub use environment::ENVIRONMENT_NAMES;

@@ -1,7 +1,8 @@
 //! The gateway's end: resolve, connect, send, and learn from the kernel what became of it.
 //!
-//! System calls of a handoff that is taken at once: `socket`, `connect`, `sendmsg`, `ioctl`, `recv`, `close` twice. Only
-//! one whose message is still unread after a turn of the runtime is registered with epoll and given a timer.
+//! System calls of a handoff to a daemon that closes its end when it has read: `socket`, `connect`, `sendmsg`, `epoll_ctl`
+//! twice, `ioctl`, `recv`, `close` twice. A look before the registration would save it for the few messages that are read
+//! so soon, and cost the others two calls; no timer is set for one handoff alone (see [`super::beat`]).
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,10 +12,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::acknowledgement::{Look, look};
 use super::address::{Address, AddressError};
+use super::beat::Beat;
 use super::dialect::{Dialect, SocketKind, seqpacket, stream};
 use super::message::Message;
 use super::resolved::Resolved;
@@ -25,6 +27,9 @@ use super::{ancillary, client};
 const BACK_OFF_MIN: Duration = Duration::from_millis(1);
 /// Up to this.
 const BACK_OFF_MAX: Duration = Duration::from_millis(10);
+
+/// Looks at a message that is not read become rarer up to this many beats.
+const BEATS_MAX: u32 = 8;
 
 /// One socket of a target: where it is, how it is spoken to, and whose process may listen there.
 #[derive(Debug)]
@@ -195,7 +200,13 @@ pub enum SendError {
 ///
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
-pub async fn send(client: OwnedFd, message: &Message, to: &Daemon, deadlines: &Deadlines) -> Result<Taken, SendError> {
+pub async fn send(
+    client: OwnedFd,
+    message: &Message,
+    to: &Daemon,
+    deadlines: &Deadlines,
+    beat: &Beat,
+) -> Result<Taken, SendError> {
     let (connection, kind) = match connect(to, deadlines.connect).await {
         Ok(connected) => connected,
         Err((stage, source)) => return Err(SendError::Refused { client, stage, source }),
@@ -209,12 +220,7 @@ pub async fn send(client: OwnedFd, message: &Message, to: &Daemon, deadlines: &D
     }
     let sent = Sent { client, connection, evidence, blocking: to.blocking };
     let sent = sent.write(bytes, kind, deadlines.send).await?;
-    // Others go first; and a daemon on another core needs about as long to read.
-    tokio::task::yield_now().await;
-    match look(sent.connection.as_fd()) {
-        Ok(Look::Unread) => sent.wait(Instant::now() + deadlines.acknowledge).await,
-        looked => sent.judge(looked),
-    }
+    sent.wait(Instant::now() + deadlines.acknowledge, beat).await
 }
 
 /// Connects, within `patience`, to a process that may receive clients.
@@ -306,19 +312,15 @@ impl Sent {
     }
 
     /// Waits for the message to be read, in the kernel's words.
-    async fn wait(self, deadline: Instant) -> Result<Taken, SendError> {
+    async fn wait(self, deadline: Instant, beat: &Beat) -> Result<Taken, SendError> {
         let Self { client, connection, evidence, blocking } = self;
-        let connection = match ancillary::watch_writable(connection) {
+        let connection = match ancillary::watch_close(connection) {
             Ok(connection) => connection,
             // Nothing is lost by it but the waiting.
             Err(connection) => return Err(Self { client, connection, evidence, blocking }.unread()),
         };
-        let looked = timeout_at(deadline, wake_and_look(&connection)).await;
-        let sent = Self { client, connection: connection.into_inner(), evidence, blocking };
-        match looked {
-            Ok(looked) => sent.judge(looked),
-            Err(_elapsed) => Err(sent.unread()),
-        }
+        let looked = wake_and_look(&connection, deadline, beat).await;
+        Self { client, connection: connection.into_inner(), evidence, blocking }.judge(looked)
     }
 
     /// Says who owns the client, from what was seen.
@@ -357,17 +359,30 @@ impl Sent {
     }
 }
 
-/// Waits until the message is not unread any more.
+/// Waits until the message is not unread any more, or the deadline has passed.
+///
+/// Most daemons close the connection when they have read, and of that epoll tells at once. One that keeps it open is found
+/// to have read at a beat: epoll could tell of it too, by EPOLLOUT, but tells so first of every connection that is added,
+/// and that wake costs each handoff more than a late look costs the few.
 ///
 /// # Cancel safety
 /// A look that says [`Look::Reset`] says so once; there is no await between it and the return.
-async fn wake_and_look(connection: &AsyncFd<OwnedFd>) -> nix::Result<Look> {
+async fn wake_and_look(connection: &AsyncFd<OwnedFd>, deadline: Instant, beat: &Beat) -> nix::Result<Look> {
+    let mut is_telling = true;
+    let mut beats = 1;
     loop {
-        // The guard's error is the runtime's end: no event will come.
-        let mut ready = connection.writable().await.map_err(|_| Errno::ECANCELED)?;
-        ready.clear_ready();
+        tokio::select! {
+            biased;
+            ready = connection.readable(), if is_telling => {
+                // The guard's error is the runtime's end: no event will come.
+                ready.map_err(|_| Errno::ECANCELED)?.clear_ready();
+                // If this look shows nothing, the daemon has said something, or that it will not, and might do so for ever.
+                is_telling = false;
+            }
+            () = beat.pass(beats) => beats = (beats * 2).min(BEATS_MAX),
+        }
         match look(connection.as_fd()) {
-            Ok(Look::Unread) => {}
+            Ok(Look::Unread) if Instant::now() < deadline => {}
             looked => return looked,
         }
     }
