@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::decision::{Action, Decision, Edits, Handoff, Outcome, RelayMode};
 use crate::drain::Guard;
 use crate::exchange::{Exchange, PrefixError};
-use crate::handoff::{Message, Refusal, Sealed, SendError};
+use crate::handoff::{Beat, Message, Refusal, Sealed, SendError};
 use crate::http::head;
 use crate::http::response::Answer;
 use crate::listener::Place;
@@ -76,6 +76,8 @@ pub struct Worker {
     pub index: usize,
     /// The settings in force.
     pub settings: Arc<arc_swap::ArcSwap<Settings>>,
+    /// What handoffs wait by; whoever runs the worker runs it.
+    pub beat: Beat,
 }
 
 /// Seconds that a client is told to wait after no daemon took it.
@@ -110,7 +112,7 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         // Again: the client may have been idle while a reload took place.
         let settings = worker.settings.load_full();
         let request = Request::new(id, head, Arc::clone(&origin), None);
-        let turn_of = Serving { worker: worker.index, settings: &settings, guard: &mut guard, line };
+        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line };
         match turn_of.request(request, exchange).await {
             Some(ours) => client = ours,
             None => break,
@@ -122,7 +124,7 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
 
 /// One request's way from its head to its end.
 struct Serving<'a> {
-    worker: usize,
+    worker: &'a Worker,
     settings: &'a Settings,
     guard: &'a mut Guard,
     line: Line,
@@ -202,18 +204,30 @@ impl Serving<'_> {
         Ok((route.default.as_ref().map_or(Decided::Policy(Action::Pass(Edits::default())), Decided::Route), None))
     }
 
-    /// Asks one policy; meanwhile shows it the body's beginning when it wants it.
+    /// Asks one policy.
     async fn ask(
         &self,
         generation: &Generation,
         request: &Arc<Request>,
         exchange: &mut Exchange,
     ) -> Result<Decision, PolicyError> {
-        if !generation.reads_body() {
-            return generation.on_request(self.worker, request, &BodyPort::empty()).await;
+        if generation.reads_body() {
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            Box::pin(self.ask_and_show(generation, request, exchange)).await
+        } else {
+            generation.on_request_at_once(self.worker.index, request)
         }
+    }
+
+    /// Asks one policy, and meanwhile shows it the body's beginning when it wants it.
+    async fn ask_and_show(
+        &self,
+        generation: &Generation,
+        request: &Arc<Request>,
+        exchange: &mut Exchange,
+    ) -> Result<Decision, PolicyError> {
         let (port, mut peeks) = BodyPort::open();
-        let mut decision = std::pin::pin!(generation.on_request(self.worker, request, &port));
+        let mut decision = std::pin::pin!(generation.on_request(self.worker.index, request, &port));
         loop {
             tokio::select! {
                 biased;
@@ -278,7 +292,7 @@ impl Serving<'_> {
         let (mut socket, state) = exchange.release();
         let mut refused = Refused::Unavailable;
         for target in &targets {
-            let tried = target.hand_over(socket, &message, options, until).await;
+            let tried = target.hand_over(socket, &message, options, until, &self.worker.beat).await;
             self.line.set(|r| {
                 r.to = Some(target.name().to_owned());
                 r.attempts += tried.attempts;

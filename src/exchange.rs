@@ -177,7 +177,7 @@ impl Exchange {
         }
         self.state.written += bytes.len() as u64;
         if persistence == Persistence::KeepAlive {
-            if drain == Drain::Behind && self.drain(limits).await.is_err() {
+            if drain == Drain::Behind && Box::pin(self.drain(limits)).await.is_err() {
                 return self.after(None, None);
             }
             let Self { client, state } = self;
@@ -189,7 +189,8 @@ impl Exchange {
                 guard.draining().await;
                 tokio::time::sleep(LINGER_DRAINING).await;
             };
-            client.linger(LINGER.1, LINGER.0, stop).await;
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            Box::pin(client.linger(LINGER.1, LINGER.0, stop)).await;
         }
         state.after(None, None)
     }
@@ -233,25 +234,33 @@ impl Exchange {
 
     /// Reads a body with a length to its end.
     async fn drain(&mut self, limits: &Limits) -> io::Result<()> {
-        let Framing::Length(mut left) = self.state.framing else { return Ok(()) };
         let pace = Pace::new(limits);
-        let mut buffer = [0; 8 << 10];
-        while left > 0 {
-            let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match self.client.peek(&mut buffer[..room]) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    self.client.take(&mut buffer[..count])?;
-                    left -= count as u64;
-                    self.state.read += count as u64;
-                }
+        while let Framing::Length(left) = self.state.framing {
+            match self.drain_some(left) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::timeout_at(pace.deadline(self.state.read), self.client.readable()).await??;
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.state.framing = Framing::None;
+        Ok(())
+    }
+
+    /// Takes what has arrived of the `left` bytes of a body. The buffer is on the stack of this call, not in the task.
+    fn drain_some(&mut self, left: u64) -> io::Result<()> {
+        let mut buffer = [0; 8 << 10];
+        let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = self.client.peek(&mut buffer[..room])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.client.take(&mut buffer[..count])?;
+        self.state.read += count as u64;
+        self.state.framing = match left - count as u64 {
+            0 => Framing::None,
+            left => Framing::Length(left),
+        };
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use crate::access_log::{self, AccessLog};
 use crate::config::{self, Config, Fault, Faults};
 use crate::connection::{Settings, Worker, serve};
 use crate::drain::{Drain, Guard};
+use crate::handoff::Beat;
 use crate::listener::{self, Accept, Admission, Listener};
 use crate::policy::{Engine, Policy};
 use crate::route::{Route, Table};
@@ -294,21 +295,27 @@ fn spawn_worker(
     admission: &Arc<Admission>,
 ) -> io::Result<WorkerThread> {
     let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
-    let worker = Arc::new(Worker { index, settings: Arc::clone(settings) });
+    let worker = Arc::new(Worker { index, settings: Arc::clone(settings), beat: Beat::default() });
     let admission = Arc::clone(admission);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = move || {
         runtime.block_on(async {
-            // Ends when the gateway has drained, or given up: what still runs is dropped with the runtime.
-            while let Some((accept, until, clients)) = begins.recv().await {
-                let (worker, admission) = (Arc::clone(&worker), Arc::clone(&admission));
-                clients.spawn(|clients| async move {
-                    let begin = |client, origin, place| {
-                        let worker = Arc::clone(&worker);
-                        clients.spawn(|guard| serve(worker, client, origin, place, guard));
-                    };
-                    accept.run(admission, until, begin).await;
-                });
+            let begin = async {
+                // Ends when the gateway has drained, or given up: what still runs is dropped with the runtime.
+                while let Some((accept, until, clients)) = begins.recv().await {
+                    let (worker, admission) = (Arc::clone(&worker), Arc::clone(&admission));
+                    clients.spawn(|clients| async move {
+                        let begin = |client, origin, place| {
+                            let worker = Arc::clone(&worker);
+                            clients.spawn(|guard| serve(worker, client, origin, place, guard));
+                        };
+                        accept.run(admission, until, begin).await;
+                    });
+                }
+            };
+            tokio::select! {
+                () = begin => {}
+                () = worker.beat.run() => {}
             }
         });
     };

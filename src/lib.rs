@@ -50,11 +50,8 @@
 //!
 //! # Threads
 //!
-//! One current-thread runtime for each core serves clients; all of them accept from the same listening sockets. Sockets of
-//! their own (SO_REUSEPORT) cost about 5 % less CPU at 64 clients, but a connection that the kernel has queued for a worker
-//! is lost when that worker closes its socket, and waits when a policy holds that worker up, though another is free
-//! (`tests/bench/README.md`). The main thread loads, reloads and drains. The access log, the log and the policies' clock
-//! have a thread each.
+//! One current-thread runtime for each core serves clients, each accepting from sockets of its own; [`listener`] says why.
+//! The main thread loads, reloads and drains. The access log, the log and the policies' clock have a thread each.
 //!
 //! # Invariants, by what is absent
 //!

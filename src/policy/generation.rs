@@ -1,6 +1,8 @@
 //! One proven module in force, and its warm instances.
 
+use std::future::Future as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use super::body::BodyPort;
@@ -146,6 +148,20 @@ impl Generation {
         let decision = bindings::decision(given, self.options.decision_bytes_max)?;
         self.keep(worker, instance);
         Ok(decision)
+    }
+
+    /// The same for a policy that never suspends ([`Generation::reads_body`] is false): without a future, which would take
+    /// room in the task of every request.
+    ///
+    /// # Errors
+    /// As [`Generation::on_request`].
+    pub fn on_request_at_once(&self, worker: usize, request: &Arc<Request>) -> Result<Decision, PolicyError> {
+        let body = BodyPort::empty();
+        let mut decision = std::pin::pin!(self.on_request(worker, request, &body));
+        match decision.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(decision) => decision,
+            Poll::Pending => Err(PolicyError::Exhausted("a policy that cannot suspend did".to_owned())),
+        }
     }
 
     fn take_idle(&self, worker: usize) -> Option<Instance> {
