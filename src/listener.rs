@@ -5,7 +5,7 @@
 //!
 //! Each worker has a TCP socket of its own (SO_REUSEPORT), and clients are accepted when their first bytes are here
 //! (TCP_DEFER_ACCEPT). Measured against one socket in every worker's epoll, gateway CPU for each handoff at 64 clients on 2
-//! cores: 0.84 to 0.92 with sockets of their own, 0.79 to 0.87 with one socket but deferred, 0.67 to 0.78 with both. What
+//! cores, three rounds: 0.80 to 0.91 with sockets of their own, 0.79 to 0.87 with one but deferred, 0.67 to 0.84 with both. What
 //! one socket would give instead: a worker that leaves alone loses nobody (of 40,000 clients under 510 leaves, 55 were
 //! reset where the worker had a socket of its own, although it had emptied its queue first), and clients do not wait behind
 //! one that a policy holds up (1 % of requests blocking 5 ms: 5.6 % of the others were late by over 1 ms, against 2.9 %).
