@@ -159,8 +159,9 @@ fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
     // Inherited by every accepted client: tokens are small, and each shall leave at once.
     sockopt::set_tcp_nodelay(&socket, true)?;
     if address.is_ipv6() {
+        // Two times port 0 are two ports.
         let has_v4 = |o: &Options| matches!(&o.address, Address::Tcp(a) if a.is_ipv4() && a.port() == address.port());
-        sockopt::set_ipv6_v6only(&socket, others.iter().any(has_v4))?;
+        sockopt::set_ipv6_v6only(&socket, address.port() != 0 && others.iter().any(has_v4))?;
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
