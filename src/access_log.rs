@@ -145,7 +145,12 @@ impl Output {
     }
 
     fn flush(&mut self) {
+        let is_empty = self.writer.buffer().is_empty();
         let result = self.writer.flush();
+        if self.failing && !is_empty && result.is_ok() {
+            self.failing = false;
+            tracing::info!("access log can be written again");
+        }
         self.note(result);
     }
 

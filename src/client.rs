@@ -21,6 +21,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+/// How often a write that waits looks whether the client has taken anything.
+const LOOKS_PER_STALL: u32 = 8;
+
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
 pub struct Client {
@@ -98,6 +101,9 @@ impl Client {
 
     /// Writes all of `bytes`, waiting at most `stall` at a time for the client to take some.
     ///
+    /// A socket is reported writable only when a third of what it holds has gone, which can be a megabyte. A client that
+    /// takes less than that in `stall`, but steadily, is not stalled: so there is a look at the socket in between.
+    ///
     /// # Errors
     /// The socket's, or `TimedOut`; beside it how many bytes were written before.
     ///
@@ -105,14 +111,22 @@ impl Client {
     /// Dropping it leaves an unknown part written: close the client.
     pub async fn write_all(&mut self, bytes: &[u8], stall: Duration) -> Result<(), (usize, io::Error)> {
         let mut written = 0;
+        let mut end = None;
         while written < bytes.len() {
             match rustix::net::send(&self.socket, &bytes[written..], SendFlags::NOSIGNAL) {
-                Ok(count) => written += count,
+                Ok(count) => (written, end) = (written + count, None),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => match tokio::time::timeout(stall, self.writable()).await {
-                    Ok(result) => result.map_err(|error| (written, error))?,
-                    Err(_) => return Err((written, io::ErrorKind::TimedOut.into())),
-                },
+                Err(Errno::AGAIN) => {
+                    let now = Instant::now();
+                    let end = *end.get_or_insert(now + stall);
+                    if now >= end {
+                        return Err((written, io::ErrorKind::TimedOut.into()));
+                    }
+                    let look = end.min(now + stall / LOOKS_PER_STALL);
+                    if let Ok(result) = tokio::time::timeout_at(look, self.writable()).await {
+                        result.map_err(|error| (written, error))?;
+                    }
+                }
                 Err(error) => return Err((written, error.into())),
             }
         }

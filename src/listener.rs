@@ -14,6 +14,7 @@
 //!
 //! System calls: socket(2), setsockopt(2), bind(2), listen(2), accept4(2), getsockname(2), unlink(2).
 
+use std::fs::Metadata;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,7 +22,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -86,8 +87,8 @@ pub struct Listener {
     name: Arc<str>,
     local: Address,
     sockets: Vec<OwnedFd>,
-    /// Device and inode of the Unix socket that we made, to remove that one only.
-    made: Option<(u64, u64)>,
+    /// The Unix socket that we made, to remove that one only.
+    made: Option<Made>,
 }
 
 impl Listener {
@@ -107,8 +108,7 @@ impl Listener {
             }
             Address::Unix(path) => {
                 let socket = bind_unix(path)?;
-                let file = std::fs::metadata(path)?;
-                (socket, options.address.clone(), Some((file.dev(), file.ino())))
+                (socket, options.address.clone(), Some(Made::of(&std::fs::symlink_metadata(path)?)))
             }
         };
         let mut sockets = Vec::with_capacity(workers);
@@ -145,7 +145,7 @@ impl std::fmt::Display for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let (Some(made), Address::Unix(path)) = (self.made, &self.local) else { return };
-        if std::fs::symlink_metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == made) {
+        if std::fs::symlink_metadata(path).is_ok_and(|file| Made::of(&file) == made) {
             drop(std::fs::remove_file(path));
         }
     }
@@ -162,6 +162,21 @@ fn probe(address: SocketAddr) -> io::Result<()> {
     Ok(rustix::net::bind(&socket, &address)?)
 }
 
+/// Which file it was. A number is given to the next file as soon as its own is gone, so the time of birth belongs to it
+/// where the file system knows one: the program that replaces us may have made its socket by the time we end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Made {
+    device: u64,
+    inode: u64,
+    born: Option<SystemTime>,
+}
+
+impl Made {
+    fn of(file: &Metadata) -> Self {
+        Self { device: file.dev(), inode: file.ino(), born: file.created().ok() }
+    }
+}
+
 fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -173,8 +188,9 @@ fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
     sockopt::set_socket_reuseport(&socket, true)?;
     crate::handoff::defer_accept(socket.as_fd(), DEFER_SECONDS)?;
     if address.is_ipv6() {
+        // Two times port 0 are two ports.
         let has_v4 = |o: &Options| matches!(&o.address, Address::Tcp(a) if a.is_ipv4() && a.port() == address.port());
-        sockopt::set_ipv6_v6only(&socket, others.iter().any(has_v4))?;
+        sockopt::set_ipv6_v6only(&socket, address.port() != 0 && others.iter().any(has_v4))?;
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -254,8 +270,9 @@ impl Admission {
 impl Drop for Place {
     fn drop(&mut self) {
         let open = self.0.open.fetch_sub(1, Ordering::Relaxed);
+        // All of them: each waits for clients of its own, and who is woken may have none. The next place to be freed is
+        // announced only if they have taken this one.
         if open >= self.0.max.load(Ordering::Relaxed) {
-            // All of them: a client may be waiting in the queue of any worker.
             self.0.freed.notify_waiters();
         }
     }
@@ -293,7 +310,10 @@ impl Accept {
         };
         let mut exhausted = false;
         loop {
-            let pause = self.accept_some(&admission, &serve);
+            let pause = match exhausted.then(|| self.exhaustion(&admission)).flatten() {
+                Some(still) => still,
+                None => self.accept_some(&admission, &serve),
+            };
             if let Pause::Exhausted(error) = &pause
                 && !exhausted
             {
@@ -318,9 +338,25 @@ impl Accept {
             }
         }
         // Beyond the maximum if need be: a place that is never free would be a client that is never answered.
-        while let Ok((client, peer)) = self.accept() {
-            admission.open.fetch_add(1, Ordering::Relaxed);
-            self.give(client, peer, Place(Arc::clone(&admission)), &serve);
+        loop {
+            match self.accept() {
+                Ok((client, peer)) => {
+                    admission.open.fetch_add(1, Ordering::Relaxed);
+                    self.give(client, peer, Place(Arc::clone(&admission)), &serve);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(error) if is_exhaustion(error) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+                Err(error) => self.lost(error),
+            }
+        }
+    }
+
+    /// Whether there is still no descriptor but the reserve's. A new one gets the lowest free number, so asking for one
+    /// tells. Otherwise every pause would end with one more client, and eat the reserve up slowly.
+    fn exhaustion(&self, admission: &Admission) -> Option<Pause> {
+        match rustix::io::fcntl_dupfd_cloexec(&self.socket, 0) {
+            Ok(lowest) => (number(&lowest) >= admission.descriptors_max).then_some(Pause::Exhausted(None)),
+            Err(error) => Some(Pause::Exhausted(Some(error))),
         }
     }
 
@@ -329,23 +365,23 @@ impl Accept {
             let Some(place) = admission.place() else { return Pause::Full };
             match self.accept() {
                 Ok((client, peer)) => {
-                    let number = usize::try_from(client.as_raw_fd()).unwrap_or_default();
+                    let number = number(&client);
                     self.give(client, peer, place, serve);
                     if number >= admission.descriptors_max {
                         return Pause::Exhausted(None);
                     }
                 }
                 Err(Errno::AGAIN) => return Pause::Empty,
-                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    return Pause::Exhausted(Some(error));
-                }
-                // The client was gone before it was accepted, or its network reported an error (accept(2)).
-                Err(error) => {
-                    tracing::debug!(listener = %self.name, %error, "a client was lost before it was accepted")
-                }
+                Err(error) if is_exhaustion(error) => return Pause::Exhausted(Some(error)),
+                Err(error) => self.lost(error),
             }
         }
         Pause::Batch
+    }
+
+    /// The client was gone before it was accepted, or its network reported an error (accept(2)).
+    fn lost(&self, error: Errno) {
+        tracing::debug!(listener = %self.name, %error, "a client was lost before it was accepted");
     }
 
     fn accept(&self) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
@@ -371,5 +407,31 @@ impl Accept {
         let own = || rustix::net::getsockname(&client).ok().as_ref().and_then(tcp_address);
         let local = self.local.clone().unwrap_or_else(|| own().map(|a| a.to_string()).unwrap_or_default().into());
         serve(Client::new(client), Origin { peer, local, listener: Arc::clone(&self.name) }, place);
+    }
+}
+
+fn is_exhaustion(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+}
+
+fn number(descriptor: &OwnedFd) -> usize {
+    usize::try_from(descriptor.as_raw_fd()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two clients leave at the same time, and whoever is woken first has none to accept.
+    #[tokio::test]
+    async fn places_that_are_freed_together_are_announced_to_everybody_who_waits() {
+        let admission = Arc::new(Admission::new(2, 1024));
+        let owned = [admission.place(), admission.place()];
+        assert!(owned.iter().all(Option::is_some) && admission.place().is_none());
+        let (one, other) = (admission.vacancy(), admission.vacancy());
+        let both = async {
+            tokio::join!(biased; one, other, async { drop(owned) });
+        };
+        tokio::time::timeout(Duration::from_secs(5), both).await.expect("both are woken");
     }
 }

@@ -333,12 +333,14 @@ impl RequestHead {
         &self.authority
     }
 
-    /// The authority without its port.
+    /// The authority without its port, and without the dot that may end a name: `example.org.` is the same host, and
+    /// must not reach another route.
     pub fn host(&self) -> &str {
-        match self.authority.rsplit_once(':') {
+        let host = match self.authority.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
             _ => &self.authority,
-        }
+        };
+        host.strip_suffix('.').unwrap_or(host)
     }
 
     /// HTTP/1.0 or HTTP/1.1.
@@ -388,10 +390,11 @@ fn from_tokenizer(error: httparse::Error, bytes: &[u8], limits: Limits) -> HeadE
     }
 }
 
-/// Whether the request line ends in a well-formed version other than ours (`HTTP/2.0`), as opposed to none.
+/// Whether the request line is one but for a well-formed version other than ours (`HTTP/2.0`), as opposed to none.
 fn names_another_version(bytes: &[u8]) -> bool {
     let line = bytes.split(|&b| b == b'\r').next().unwrap_or_default();
-    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+    let mut words = line.split(|&b| b == b' ').skip(2);
+    matches!((words.next(), words.next()), (Some(&[b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
@@ -644,6 +647,8 @@ mod tests {
             "GET /",
             "GET  / HTTP/1.1",
             "GET / HTTP/1.1 ",
+            "GET /a b HTTP/1.1",
+            "GET /a b HTTP/2.0",
             "GET / http/1.1",
             "G@T / HTTP/1.1",
             "GET /\u{7f} HTTP/1.1",
@@ -685,9 +690,15 @@ mod tests {
         {
             refused(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), 400);
         }
-        for (host, name) in
-            [("X", "x"), ("x:", "x"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("127.0.0.1:8", "127.0.0.1")]
-        {
+        for (host, name) in [
+            ("X", "x"),
+            ("x:", "x"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("127.0.0.1:8", "127.0.0.1"),
+            ("x.:80", "x"),
+            ("x.", "x"),
+        ] {
             let head = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect(host);
             assert_eq!(head.host(), name);
         }

@@ -10,7 +10,7 @@ pub struct Answer {
     pub status: u16,
     /// In the order in which they go onto the wire.
     pub fields: Vec<Field>,
-    /// Left out for HEAD, 204 and 304.
+    /// Left out for HEAD, 204, 205 and 304.
     pub body: Vec<u8>,
 }
 
@@ -42,13 +42,19 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
     let Answer { status, fields, body } = answer;
     let mut out =
         Vec::with_capacity(160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>() + body.len());
-    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\nDate: {date}\r\n", phrase(*status)).as_bytes());
+    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(*status)).as_bytes());
+    // Whoever made the answer may have dated it; there is one date (RFC 9110 §6.6.1).
+    if !fields.iter().any(|f| f.name.eq_ignore_ascii_case("date")) {
+        out.extend_from_slice(format!("Date: {date}\r\n").as_bytes());
+    }
     for field in fields {
         out.extend_from_slice(title_case(&field.name).as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(&field.value);
         out.extend_from_slice(b"\r\n");
     }
+    // 205 has no content either, but says so (RFC 9110 §15.3.6).
+    let body = if *status == 205 { &[][..] } else { body };
     let has_content = !matches!(status, 204 | 304);
     if has_content {
         out.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
@@ -162,11 +168,20 @@ mod tests {
         check(299, whole, &format!("HTTP/1.1 299 Success|{date}|X-A: b|Content-Length: 5||hello"));
         check(204, whole, &format!("HTTP/1.1 204 No Content|{date}|X-A: b||"));
         check(304, whole, &format!("HTTP/1.1 304 Not Modified|{date}|X-A: b||"));
+        check(205, whole, &format!("HTTP/1.1 205 Reset Content|{date}|X-A: b|Content-Length: 0||"));
         let head = Context { body: Presence::HeadOnly, ..whole };
         check(200, head, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5||"));
         let close = Context { persistence: Persistence::Close, ..whole };
         check(200, close, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: close||hello"));
         let old = Context { version: Version::Http10, ..whole };
         check(200, old, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: keep-alive||hello"));
+    }
+
+    #[test]
+    fn an_answer_has_one_date() {
+        let context = Context { version: Version::Http11, body: Presence::Whole, persistence: Persistence::KeepAlive };
+        let dated = Field { name: "date".into(), value: b"Mon, 07 Nov 1994 08:49:37 GMT".to_vec() };
+        let bytes = encode(&Answer { status: 204, fields: vec![dated], body: vec![] }, context, DATE);
+        assert_eq!(bytes, b"HTTP/1.1 204 No Content\r\nDate: Mon, 07 Nov 1994 08:49:37 GMT\r\n\r\n");
     }
 }

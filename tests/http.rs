@@ -1,0 +1,472 @@
+//! What the gateway makes of requests, judged by the bytes that come back: refusals, persistence, bodies that nobody
+//! wanted, answers, routes. The requests themselves are a table: `cases/heads.txt`.
+#![cfg(feature = "gateway")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use support::{Answer, Client, Daemon, Gateway, eventually, folder};
+
+/// One worker: when it has answered a request, it has looked at everything that came before.
+const TABLE: &str = r#"
+[gateway]
+workers = 1
+[limits]
+head_bytes_max = "2KiB"
+headers_max = 20
+LISTEN
+[policy.passes]
+module = "POLICIES/passes.wat"
+[[route]]
+path = "/"
+policies = ["passes"]
+default = { respond = { body = "ok" } }
+[[route]]
+path = "=/get"
+methods = ["GET"]
+default = { respond = { body = "ok" } }
+[[route]]
+path = "=/only"
+host = "only.example"
+default = { respond = { body = "ok" } }
+[[route]]
+path = "=/only"
+default = { respond = { status = 404 } }
+"#;
+
+struct Case {
+    name: String,
+    status: u16,
+    lives: bool,
+    bytes: Vec<u8>,
+}
+
+impl Case {
+    fn is_refused(&self) -> bool {
+        matches!(self.status, 400 | 408 | 414 | 417 | 431 | 501 | 505)
+    }
+
+    /// Two places in the head: a body in chunks that has not come yet is another case.
+    fn cuts(&self) -> [usize; 2] {
+        let end = self.bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(self.bytes.len(), |at| at + 4);
+        [end / 2, end - 1]
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let text = include_str!("cases/heads.txt");
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut section = "";
+    let sections = text.lines().map(|line| {
+        section = line.strip_prefix("# --- ").unwrap_or(section);
+        (line, section)
+    });
+    let sections: BTreeMap<&str, &str> = sections.collect();
+    lines
+        .map(|line| {
+            let [name, wanted, raw] = line.splitn(3, " | ").collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let (status, lives) = wanted.split_once(' ').expect("a status and a fate");
+            assert!(matches!(lives, "lives" | "close"), "{line}");
+            Case {
+                name: format!("{}: {name}", sections[line]),
+                status: status.parse().expect("a status"),
+                lives: lives == "lives",
+                bytes: unescape(raw),
+            }
+        })
+        .collect()
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    if let Some((before, rest)) = text.split_once('{') {
+        let (inside, behind) = rest.split_once('}').expect("closed");
+        let (count, repeated) = inside.split_once('*').expect("a number and a text");
+        let repeated = unescape(repeated).repeat(count.parse().expect("a number"));
+        return [unescape(before), repeated, unescape(behind)].concat();
+    }
+    let (mut out, mut bytes) = (Vec::new(), text.bytes());
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'\\' => match bytes.next().expect("an escape") {
+                b'r' => b'\r',
+                b'n' => b'\n',
+                b't' => b'\t',
+                b'0' => 0,
+                b'x' => {
+                    let digits = [bytes.next().expect("two"), bytes.next().expect("two")];
+                    u8::from_str_radix(std::str::from_utf8(&digits).expect("ASCII"), 16).expect("hexadecimal")
+                }
+                other => other,
+            },
+            byte => byte,
+        });
+    }
+    out
+}
+
+fn with_policies(toml: &str) -> String {
+    toml.replace("POLICIES", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies"))
+}
+
+/// The answer to `case`, and that the connection goes on, or not.
+#[track_caller]
+fn judge(case: &Case, how: &str, mut client: Client) {
+    let what = format!("{} ({how})", case.name);
+    let answer = if case.bytes.starts_with(b"HEAD") { head_answer(&mut client) } else { client.answer() };
+    assert_eq!(answer.status, case.status, "{what}: {answer:?}");
+    let says_close = answer.header("connection").is_some_and(|c| c == "close");
+    assert_eq!(says_close, !case.lives, "{what}: {answer:?}");
+    if case.lives {
+        client.get("/behind");
+        let behind = client.answer();
+        assert_eq!((behind.status, behind.body.as_str()), (200, "ok"), "{what}: what follows: {behind:?}");
+    } else {
+        assert_eq!(end(&mut client), Ok(String::new()), "{what}");
+    }
+}
+
+/// What comes until the other end closes in good order.
+fn end(client: &mut Client) -> Result<String, std::io::ErrorKind> {
+    let mut bytes = Vec::new();
+    client.stream.read_to_end(&mut bytes).map_err(|error| error.kind())?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// An answer to HEAD: its length is not there.
+fn head_answer(client: &mut Client) -> Answer {
+    let head = client.until("\r\n\r\n");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
+    Answer { status, head, body: String::new() }
+}
+
+#[test]
+fn every_head_is_understood_in_one_way_or_refused() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    let mut lines = 0;
+    for case in cases() {
+        let mut client = gateway.client();
+        client.send(&case.bytes);
+        judge(&case, "whole", client);
+        // Refused before anybody was asked, and logged once, with the reason.
+        let line = gateway.log_line(lines + 1);
+        assert_eq!(line["status"], case.status, "{}: {line}", case.name);
+        if case.is_refused() {
+            assert_eq!(line["outcome"], "client-error", "{}: {line}", case.name);
+            assert!(line["error"].as_str().is_some_and(|e| !e.is_empty()), "{}: {line}", case.name);
+            assert!(line["policy"].is_null() && line["to"].is_null(), "{}: {line}", case.name);
+        } else {
+            assert_eq!(line["outcome"], "responded", "{}: {line}", case.name);
+            assert!(line["error"].is_null(), "{}: {line}", case.name);
+        }
+        lines += 1 + usize::from(case.lives);
+        gateway.log_line(lines);
+        assert_eq!(gateway.log().len(), lines, "{}", case.name);
+    }
+}
+
+#[test]
+fn a_head_in_two_pieces_is_the_same_head() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    let cases = cases();
+    for cut in 0..2 {
+        let begin = |case: &Case| {
+            let mut client = gateway.client();
+            client.send(&case.bytes[..case.cuts()[cut]]);
+            client
+        };
+        let mut clients: Vec<_> = cases.iter().map(begin).collect();
+        // The one worker has looked at all first pieces when it answers this.
+        assert_eq!(gateway.status("/"), 200);
+        for (case, client) in cases.iter().zip(&mut clients) {
+            client.send(&case.bytes[case.cuts()[cut]..]);
+        }
+        for (case, client) in cases.iter().zip(clients) {
+            judge(case, &format!("cut at {}", case.cuts()[cut]), client);
+        }
+    }
+}
+
+#[test]
+fn a_refused_request_reaches_no_policy_and_no_daemon() {
+    let folder = folder();
+    let daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &[]);
+    let toml = TABLE.replace(
+        "default = { respond = { body = \"ok\" } }\n[[route]]\npath = \"=/get\"",
+        "default = { handoff = \"chat\" }\n[target.chat]\nsockets = [\"DIR/chat.sock\"]\n[[route]]\npath = \"=/get\"",
+    );
+    let gateway = Gateway::start_in(folder, &with_policies(&toml), |command| command);
+    let refused: Vec<_> = cases().into_iter().filter(Case::is_refused).collect();
+    for case in &refused {
+        let mut client = gateway.client();
+        // A whole request behind the faulty one: whoever read on would serve it.
+        client.send([&case.bytes[..], b"\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"].concat());
+        assert_eq!(client.answer().status, case.status, "{}", case.name);
+        assert_eq!(end(&mut client), Ok(String::new()), "{}", case.name);
+    }
+    assert!(gateway.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").ends_with("from daemon\n"));
+    let log = eventually("every line", || Some(gateway.log()).filter(|log| log.len() > refused.len()));
+    let decided: Vec<_> = log.iter().filter(|line| !line["policy"].is_null()).collect();
+    assert_eq!((log.len(), decided.len()), (refused.len() + 1, 1));
+    assert_eq!((decided[0]["policy"].as_str(), decided[0]["outcome"].as_str()), (Some("passes"), Some("handed-off")));
+    assert_eq!(daemon.events("accepted").len(), 1);
+}
+
+#[test]
+fn an_answer_arrives_whole_though_the_client_is_still_sending() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    let unread = vec![b'a'; 1 << 20];
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n", 200),
+        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n", 200),
+    ] {
+        let mut client = gateway.client();
+        client.send(head);
+        client.send(&unread);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{head}");
+        assert_eq!(end(&mut client), Ok(String::new()), "{head}: closed in good order");
+    }
+}
+
+#[test]
+fn a_body_that_nobody_wanted_is_read_up_to_256_kib() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    for (length, lives) in [(1_usize, true), (256 << 10, true), ((256 << 10) + 1, false)] {
+        let mut client = gateway.client();
+        client.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"));
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("connection").is_none()), (200, lives), "{length}");
+        client.send(vec![b'a'; length]);
+        if lives {
+            client.get("/behind");
+            assert_eq!(client.answer().status, 200, "{length}");
+        } else {
+            assert_eq!(end(&mut client), Ok(String::new()), "{length}");
+        }
+    }
+    let log = eventually("every line", || Some(gateway.log()).filter(|log| log.len() == 5));
+    let read: Vec<_> = log.iter().filter(|l| l["method"] == "POST").map(|l| l["bytes_in"].as_u64()).collect();
+    let head = |length: usize| format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n").len();
+    assert_eq!(read[..2], [Some(head(1) as u64 + 1), Some((head(256 << 10) + (256 << 10)) as u64)], "{log:?}");
+}
+
+#[test]
+fn nobody_is_told_to_continue_when_nobody_reads_on() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    let all = gateway.ask("POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+    assert!(all.starts_with("HTTP/1.1 200 OK\r\n") && all.ends_with("\r\n\r\nok"), "{all}");
+    assert!(all.contains("\r\nConnection: close\r\n"), "{all}");
+}
+
+#[test]
+fn fifty_requests_in_one_write_are_answered_in_order() {
+    let gateway = Gateway::start(&with_policies(&TABLE.replace("passes", "answers")));
+    let mut client = gateway.client();
+    let request = |n: usize| match n % 3 {
+        0 => format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        1 => format!("POST /{n} HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\n\r\nGET /no HTTP/1.1\r\nHost: x\r\n\r\n"),
+        _ => format!("POST /{n} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+    };
+    client.send((0..50).map(request).collect::<String>());
+    for n in 0..50 {
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.body), (231, format!("/{n}")));
+    }
+    let targets: Vec<_> = eventually("every line", || Some(gateway.log()).filter(|log| log.len() == 50));
+    assert!(targets.iter().enumerate().all(|(n, line)| line["target"] == format!("/{n}")), "{targets:?}");
+}
+
+#[test]
+fn what_follows_a_last_request_is_not_answered() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let all = gateway.ask(&format!("{last}GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
+    assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{all}");
+    // And HTTP/1.0 is told that it may go on, when it asked.
+    let mut client = gateway.client();
+    client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(client.answer().header("connection"), Some("keep-alive"));
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.answer().header("connection"), Some("close"));
+    assert_eq!(end(&mut client), Ok(String::new()));
+}
+
+#[test]
+fn a_client_that_leaves_within_a_head_is_logged_and_one_that_says_nothing_is_not() {
+    let gateway = Gateway::start(&with_policies(TABLE));
+    drop(gateway.client());
+    let mut client = gateway.client();
+    client.send("\r\n");
+    drop(client);
+    let mut client = gateway.client();
+    client.send("GET / HTTP/1.1\r\nHo");
+    client.stream.shutdown(std::net::Shutdown::Write).expect("ours");
+    assert_eq!(end(&mut client), Ok(String::new()));
+    assert_eq!(gateway.log_line(1)["outcome"], "client-gone");
+    // A client may end its side behind a request: it still reads.
+    let mut client = gateway.client();
+    client.get("/");
+    client.stream.shutdown(std::net::Shutdown::Write).expect("ours");
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(end(&mut client), Ok(String::new()));
+    gateway.log_line(2);
+    assert_eq!(gateway.log().len(), 2);
+}
+
+#[test]
+fn answers_have_a_date_a_length_and_no_more_than_they_say() {
+    let gateway = Gateway::start(
+        r#"
+LISTEN
+[[route]]
+path = "=/plain"
+default = { respond = { status = 201, body = "five!", headers = { x-own-field = "v", "Content-Type" = "text/plain" } } }
+[[route]]
+path = "=/none"
+default = { respond = { status = 204, body = "never" } }
+[[route]]
+path = "=/reset"
+default = { respond = { status = 205, body = "never" } }
+[[route]]
+path = "=/unchanged"
+default = { respond = { status = 304, body = "never" } }
+[[route]]
+path = "=/dated"
+default = { respond = { headers = { Date = "Sun, 06 Nov 1994 08:49:37 GMT" } } }
+[[route]]
+path = "=/odd"
+default = { respond = { status = 299 } }
+"#,
+    );
+    let mut client = gateway.client();
+    client.get("/plain");
+    let answer = client.answer();
+    assert!(answer.head.starts_with("HTTP/1.1 201 Created\r\n"), "{answer:?}");
+    let fields = ["content-length", "content-type", "x-own-field", "connection", "transfer-encoding"];
+    let got = fields.map(|name| answer.header(name));
+    assert_eq!(got, [Some("5"), Some("text/plain"), Some("v"), None, None]);
+    let date = answer.header("date").expect("RFC 9110 6.6.1");
+    let age = httpdate::parse_http_date(date).expect("an IMF-fixdate").elapsed().unwrap_or_default();
+    assert!(age < support::patience(), "{date}");
+
+    client.send("HEAD /plain HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(head_answer(&mut client).header("content-length"), Some("5"));
+    client.send("HEAD /nowhere HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = head_answer(&mut client);
+    assert!(answer.status == 404 && answer.header("content-length").is_some_and(|l| l != "0"), "{answer:?}");
+    // Had any of them content, the next answer would not begin where it does.
+    for (path, length) in [("/none", None), ("/reset", Some("0")), ("/unchanged", None)] {
+        client.get(path);
+        let answer = client.answer();
+        assert_eq!((answer.header("content-length"), answer.body.as_str()), (length, ""), "{path}");
+    }
+    client.get("/dated");
+    let answer = client.answer();
+    assert_eq!(answer.head.matches("Date: ").count(), 1, "{answer:?}");
+    assert_eq!(answer.header("date"), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+    client.get("/odd");
+    assert!(client.answer().head.starts_with("HTTP/1.1 299 "));
+}
+
+#[test]
+fn a_failure_is_told_in_the_form_that_was_asked_for() {
+    let folder = folder();
+    std::fs::create_dir(folder.path().join("errors")).expect("made");
+    std::fs::write(folder.path().join("errors/405.html"), "<h1>not so</h1>").expect("written");
+    let gateway = Gateway::start_in(
+        folder,
+        r#"
+LISTEN
+[error_pages]
+405 = "errors/405.html"
+[[route]]
+path = "=/get"
+methods = ["GET", "DELETE"]
+default = { respond = { body = "ok" } }
+"#,
+        |command| command,
+    );
+    let mut client = gateway.client();
+    client.get("/nowhere");
+    let page = client.answer();
+    assert_eq!((page.status, page.header("content-type")), (404, Some("text/html; charset=utf-8")));
+    assert!(page.body.contains("<title>404 Not Found</title>") && page.body.contains("href=\"/error.css\""));
+    let ask = |client: &mut Client, path: &str, accept: &str| {
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"));
+        client.answer()
+    };
+    for accept in ["application/json", "application/problem+json", "text/plain, Application/JSON;q=0.1"] {
+        let problem = ask(&mut client, "/nowhere", accept);
+        assert_eq!((problem.status, problem.header("content-type")), (404, Some("application/problem+json")));
+        let value: serde_json::Value = serde_json::from_str(&problem.body).expect("JSON");
+        assert_eq!((&value["status"], &value["title"]), (&404.into(), &"Not Found".into()), "{accept}");
+    }
+    let browser = ask(&mut client, "/nowhere", "text/html,application/xhtml+xml,application/json;q=0.9,*/*;q=0.8");
+    assert_eq!(browser.header("content-type"), Some("text/html; charset=utf-8"));
+    // Replaced by status, for people only; Allow stays what it is.
+    let replaced = ask(&mut client, "/get", "*/*");
+    assert_eq!((replaced.status, replaced.body.as_str()), (405, "<h1>not so</h1>"));
+    let allow = replaced.header("allow").expect("RFC 9110 15.5.6");
+    let mut allow: Vec<_> = allow.split(", ").collect();
+    allow.sort_unstable();
+    assert_eq!(allow, ["DELETE", "GET", "HEAD"]);
+    assert_eq!(ask(&mut client, "/get", "application/json").header("content-type"), Some("application/problem+json"));
+    // Of the inside, nothing.
+    let malformed = gateway.ask("GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n");
+    let inside = ["Host", "baton", "Baton", gateway.folder.path().to_str().expect("text")];
+    assert!(inside.iter().all(|word| !malformed.contains(word)), "{malformed}");
+}
+
+#[test]
+fn a_route_is_found_by_host_then_path_however_they_are_spelled() {
+    let route = |host: &str, path: &str, name: &str| {
+        let host = if host.is_empty() { String::new() } else { format!("host = \"{host}\"\n") };
+        format!("[[route]]\n{host}path = \"{path}\"\ndefault = {{ respond = {{ body = \"{name}\" }} }}\n")
+    };
+    let gateway = Gateway::start(&format!(
+        "LISTEN\n{}",
+        [
+            route("", "/", "any"),
+            route("", "/admin/", "admin"),
+            route("*.example.org", "/", "below"),
+            route("www.example.org", "/v1", "exact-v1"),
+            route("www.example.org", "=/v1", "exact-v1-only"),
+            route("[::1]", "/", "six"),
+        ]
+        .concat()
+    ));
+    let mut client = gateway.client();
+    for (host, path, wanted) in [
+        ("x", "/", "any"),
+        ("x", "/admin", "any"),
+        ("x", "/admin/", "admin"),
+        ("x", "//admin/", "admin"),
+        ("x", "/%61dmin/", "admin"),
+        ("x", "/x/../admin/", "admin"),
+        ("x", "/./admin//x", "admin"),
+        ("x", "/x/%2e%2E/%61%64min/y?z=/", "admin"),
+        ("x", "http://x/%61dmin/", "admin"),
+        ("x", "/admin/..", "any"),
+        ("x", "/admin%2F", "any"),
+        ("x", "/?/admin/", "any"),
+        ("example.org", "/", "any"),
+        ("a.example.org", "/", "below"),
+        ("a.b.EXAMPLE.org:8080", "/v1", "below"),
+        ("a.example.org.", "/", "below"),
+        ("aexample.org", "/", "any"),
+        ("WWW.Example.Org", "/v1", "exact-v1-only"),
+        ("www.example.org:1", "/v1/", "exact-v1"),
+        ("www.example.org.:80", "/v1/a", "exact-v1"),
+        ("www.example.org", "/v1a", "below"),
+        ("www.example.org", "/admin/", "below"),
+        ("[::1]:80", "/", "six"),
+    ] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(client.answer().body, wanted, "{host} {path}");
+    }
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.answer().body, "any");
+}
