@@ -4,7 +4,7 @@
 //! `/proc`. Nothing waits a fixed time; what must become true is asked for until it is, with a patience of
 //! `BATON_TEST_PATIENCE` seconds (default 20).
 
-#![allow(dead_code, reason = "every test program takes what it needs")]
+#![allow(dead_code, unreachable_pub, reason = "every test program takes what it needs")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -123,7 +123,8 @@ impl Gateway {
                 panic!("ended with {status}: {:#?}", gateway.stderr.all());
             }
             let lines = gateway.stderr.all();
-            let found: Vec<_> = lines.iter().filter_map(|l| l.strip_prefix("listening on ")).map(str::to_owned).collect();
+            let found: Vec<_> =
+                lines.iter().filter_map(|l| l.strip_prefix("listening on ")).map(str::to_owned).collect();
             (found.len() == listeners).then_some(found)
         });
         gateway
@@ -184,7 +185,9 @@ impl Gateway {
     /// Lines of the access log.
     pub fn log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        // The last one may be half there.
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     /// The `count`-th line of the access log, from 1, as soon as it is there.
@@ -395,7 +398,8 @@ pub fn inode_of(client: &Client) -> u64 {
         let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
         let of = |line: &str| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            (fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own)).then(|| fields[9].parse().ok())?
+            (fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own))
+                .then(|| fields[9].parse().ok())?
         };
         table.lines().find_map(of).filter(|inode| *inode != 0)
     })
