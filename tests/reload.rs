@@ -339,6 +339,35 @@ fn what_changed_takes_effect_and_what_did_not_keeps_its_generation() {
     drop(daemons);
 }
 
+#[test]
+fn a_target_that_a_policy_requires_cannot_be_taken_away() {
+    // The shipped policy requires its target; nothing in the configuration confines it.
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/target/bearer-rust.wasm");
+    assert!(module.exists(), "{} is not there: run policies/build", module.display());
+    let token = "d7ecdf25eaf3deba0f2628771dbdd22d4138ab6cf38f91ed02a2ca0dec7c8ab7";
+    let config = |targets: &[&str]| {
+        let target = |name: &&str| format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\n");
+        format!(
+            "LISTEN\n{}[policy.p]\nmodule = \"{}\"\nconfig = {{ target = \"chat\", realm = \"demo\", \
+             tokens = {{ {token} = \"alice\" }} }}\n[[route]]\npath = \"/\"\npolicies = [\"p\"]\n",
+            targets.iter().map(target).collect::<String>(),
+            module.display()
+        )
+    };
+    let gateway = Gateway::start(&config(&["chat"]));
+    for (targets, taken) in [(&["chat", "more"][..], true), (&["more"], false), (&["chat"], true)] {
+        let from = gateway.reload(&config(targets));
+        if taken {
+            gateway.stderr.wait(from, &["configuration reloaded"]);
+        } else {
+            gateway.stderr.wait(from, &["configuration not reloaded", "policy.p.module", "requires target chat"]);
+        }
+        assert_eq!(gateway.status("/"), 401);
+    }
+    let generations = || gateway.log().iter().map(|line| line["generation"].clone()).collect::<Vec<_>>();
+    eventually("their lines", || (generations() == [1, 1, 1]).then_some(()));
+}
+
 /// The address behind the words in the log.
 fn listening(gateway: &Gateway, from: usize, name: &str) -> SocketAddr {
     let line = gateway.stderr.wait(from, &["listening on http://", &format!("({name})")]);
