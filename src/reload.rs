@@ -19,65 +19,99 @@ use crate::policy::{Engine, Policy, Watcher};
 /// Dropping it leaves in force what is in force.
 pub async fn run(gateway: &mut Gateway, file: &Path, engine: &Engine, mut told: mpsc::UnboundedReceiver<()>) {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let mut configuration = Configuration { seen: std::fs::read(&file).ok(), file };
-    let mut watcher = Watcher::new(watched(gateway, &configuration.file));
+    let mut configuration = Configuration::new(file);
+    let mut watcher = Watcher::new(configuration.watched(gateway));
     loop {
         let changed = tokio::select! {
             Some(()) = told.recv() => None,
             paths = watcher.changed() => Some(paths),
         };
-        match changed {
-            Some(paths) if !paths.contains(&configuration.file) => policies(gateway, &paths).await,
-            Some(_) if !configuration.has_changed() => {}
-            _ => configuration.reload(gateway, engine).await,
+        if changed.as_deref().is_none_or(|paths| configuration.is_touched_by(paths)) {
+            let wish = if changed.is_none() { Wish::Operators } else { Wish::Nobodys };
+            configuration.reload(gateway, engine, wish).await;
         }
-        watcher.watch(watched(gateway, &configuration.file));
+        // Also when the configuration cannot be used: the policies that are in force are another matter.
+        policies(gateway, changed.as_deref()).await;
+        watcher.watch(configuration.watched(gateway));
     }
 }
 
-/// Those whose modules are among `paths`, beside the workers.
-async fn policies(gateway: &Gateway, paths: &[PathBuf]) {
-    let changed: Vec<Arc<Policy>> =
-        gateway.policies().values().filter(|p| paths.contains(&p.options().module)).map(Arc::clone).collect();
+/// Reads those policies again whose modules are among `paths`, or all of them; beside the workers.
+async fn policies(gateway: &Gateway, paths: Option<&[PathBuf]>) {
+    let is_changed = |policy: &&Arc<Policy>| paths.is_none_or(|paths| paths.contains(&policy.options().module));
+    let changed: Vec<Arc<Policy>> = gateway.policies().values().filter(is_changed).map(Arc::clone).collect();
+    if changed.is_empty() {
+        return;
+    }
     // An error is a panic while compiling: it was reported, and the old generation stays.
     drop(tokio::task::spawn_blocking(move || changed.iter().for_each(|policy| drop(policy.reload()))).await);
 }
 
-fn watched(gateway: &Gateway, file: &Path) -> Vec<PathBuf> {
-    let modules = gateway.policies().values().map(|policy| policy.options().module.clone());
-    std::iter::once(file.to_owned()).chain(modules).collect()
+/// Who wants a configuration to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// It was seen to have changed: what is wrong is said once.
+    Nobodys,
+    /// The operator asked and gets an answer each time.
+    Operators,
 }
 
-/// The configuration file, and its content when it was last tried.
+/// The configuration file, and what became of it when it was last tried.
 struct Configuration {
     file: PathBuf,
     seen: Option<Vec<u8>>,
+    /// Where it failed: the modules that it names, because it may be one of them that has to be mended.
+    wanted: Vec<PathBuf>,
+    said: Option<String>,
 }
 
 impl Configuration {
-    fn has_changed(&self) -> bool {
-        std::fs::read(&self.file).ok() != self.seen
+    fn new(file: PathBuf) -> Self {
+        Self { seen: std::fs::read(&file).ok(), file, wanted: Vec::new(), said: None }
     }
 
-    async fn reload(&mut self, gateway: &mut Gateway, engine: &Engine) {
+    fn watched(&self, gateway: &Gateway) -> Vec<PathBuf> {
+        let in_force = gateway.policies().values().map(|policy| policy.options().module.clone());
+        std::iter::once(self.file.clone()).chain(self.wanted.iter().cloned()).chain(in_force).collect()
+    }
+
+    /// Whether there is anything new in it, or in what it failed for.
+    fn is_touched_by(&self, paths: &[PathBuf]) -> bool {
+        paths.iter().any(|path| self.wanted.contains(path))
+            || paths.contains(&self.file) && std::fs::read(&self.file).ok() != self.seen
+    }
+
+    async fn reload(&mut self, gateway: &mut Gateway, engine: &Engine, wish: Wish) {
         self.seen = std::fs::read(&self.file).ok();
         let (file, engine, previous): (_, _, Policies) =
             (self.file.clone(), engine.clone(), gateway.policies().clone());
-        let build = tokio::task::spawn_blocking(move || load(Config::read(&file)?, &engine, &previous));
-        let Ok(built) = build.await else { return };
-        match built {
-            Ok(loaded) => match gateway.replace(loaded) {
-                Ok(()) => tracing::info!("configuration reloaded"),
-                Err(error) => {
-                    let error = crate::log::chain(&error);
-                    tracing::warn!(error, "configuration not reloaded: the old one stays in force");
-                }
-            },
-            Err(faults) => {
-                for fault in &faults.0 {
-                    tracing::warn!(fault = %fault, "configuration not reloaded: the old one stays in force");
-                }
+        let build = tokio::task::spawn_blocking(move || match Config::read(&file) {
+            Ok(config) => {
+                let modules = config.policies.iter().map(|policy| policy.options.module.clone()).collect();
+                (modules, load(config, &engine, &previous))
             }
+            Err(faults) => (Vec::new(), Err(faults)),
+        });
+        // An error is a panic while compiling: it was reported, and nothing changes.
+        let Ok((modules, built)) = build.await else { return };
+        let faults = match built {
+            Ok(loaded) => match gateway.replace(loaded) {
+                Ok(()) => {
+                    (self.wanted, self.said) = (Vec::new(), None);
+                    tracing::info!("configuration reloaded");
+                    return;
+                }
+                Err(error) => vec![crate::log::chain(&error)],
+            },
+            Err(faults) => faults.0.iter().map(ToString::to_string).collect(),
+        };
+        self.wanted = modules;
+        let said = Some(faults.join("\n"));
+        if wish == Wish::Operators || self.said != said {
+            for fault in &faults {
+                tracing::warn!(%fault, "configuration not reloaded: the old one stays in force");
+            }
+            self.said = said;
         }
     }
 }

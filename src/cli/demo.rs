@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::handoff::Dialect;
-use crate::handoff::{Acceptor, Handoff, Options};
+use crate::gateway::StartError;
+use crate::handoff::{Acceptor, Dialect, Handoff, Options};
 
 const CONFIGURATION: &str = include_str!("../../examples/quickstart/baton.toml");
 const PAGE: &str = include_str!("../../examples/quickstart/page.html");
@@ -76,6 +76,14 @@ pub fn run(args: Demo) -> anyhow::Result<ExitCode> {
              \x20 Ctrl-C ends it.\n",
             policy.display()
         );
+    })
+    .map_err(|error| match error.downcast() {
+        // The configuration is ours, and gone by the time that its line could be looked up.
+        Ok(StartError::Bind(fault)) => {
+            anyhow::anyhow!("cannot listen on {}: {}; name another with --listen", args.listen, fault.message)
+        }
+        Ok(error) => error.into(),
+        Err(error) => error,
     })
 }
 

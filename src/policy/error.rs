@@ -169,28 +169,31 @@ impl Place {
     /// Of the error that a call ended with; empty where the guest was not running.
     pub(super) fn of(error: &wasmtime::Error) -> Self {
         let Some(trace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else { return Self::default() };
-        let mut out = String::new();
-        let mut frames = 0;
+        let mut frames = Vec::new();
         for frame in trace.frames() {
             let fallback = || frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), demangled);
-            let mut push = |name: String, place: Option<String>| {
-                out.push_str(if frames == 0 { " at " } else { " < " });
-                out.push_str(&escape(&name));
-                if let Some(place) = place {
-                    let _ = write!(out, " ({})", escape(&place));
-                }
-                frames += 1;
-            };
             if frame.symbols().is_empty() {
-                push(fallback(), None);
+                frames.push((fallback(), None));
             }
             for symbol in frame.symbols() {
                 let line = symbol.line().map_or_else(String::new, |line| format!(":{line}"));
-                push(symbol.name().map_or_else(fallback, demangled), symbol.file().map(|file| format!("{file}{line}")));
+                let place = symbol.file().map(|file| format!("{file}{line}"));
+                frames.push((symbol.name().map_or_else(fallback, demangled), place));
             }
-            if frames >= FRAME_COUNT_MAX {
-                out.push_str(" < …");
+        }
+        // A panic goes through a dozen functions of Rust's own before it traps, and none of them says whose it was.
+        let own = frames.iter().position(|(name, _)| !is_rusts_own(name)).unwrap_or(0);
+        let mut out = String::new();
+        for (at, (name, place)) in frames[own..].iter().enumerate() {
+            out.push_str(if at == 0 { " at " } else { " < " });
+            if at == FRAME_COUNT_MAX {
+                out.push('…');
                 break;
+            }
+            out.push_str(&escape(name));
+            if let Some(place) = place {
+                // A String takes everything that is written to it.
+                let _ = write!(out, " ({})", escape(place));
             }
         }
         Self(out)
@@ -201,6 +204,12 @@ impl Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether a function belongs to Rust's standard library or to its runtime.
+fn is_rusts_own(name: &str) -> bool {
+    let name = name.trim_start_matches('<');
+    ["alloc::", "core::", "std::", "__rust"].iter().any(|own| name.starts_with(own))
 }
 
 fn demangled(name: &str) -> String {

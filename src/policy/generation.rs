@@ -60,7 +60,7 @@ impl Generation {
             reuse_max = reuse_max.min(requirements.max_reuse);
             targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
         }
-        let uncalled = prove::uncalled(&proven.hooks);
+        let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
                 policy = &*options.name,
@@ -112,6 +112,13 @@ impl Generation {
     /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
         self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
+    }
+
+    /// Whether all targets that it requires are among those of a configuration.
+    pub(super) fn fits(&self, known: Option<&[String]>) -> bool {
+        // What is allowed by name was judged by the configuration itself.
+        let mut required = self.targets.iter().flatten().filter(|_| self.options.targets.is_none());
+        known.is_none_or(|known| required.all(|name| known.contains(name)))
     }
 
     /// Asks it about a request. Guest code runs on the calling thread and is ended at the deadline; `worker` says whose

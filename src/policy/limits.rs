@@ -25,6 +25,11 @@ const MEMORY_BYTES_KEPT: usize = 2 << 20;
 /// The same for tables and stacks.
 const TABLE_BYTES_KEPT: usize = 64 << 10;
 
+/// Memories of instances that are gone and wait to be cleared together. More than one saves 1 µs of 5 for each fresh
+/// instance, but what waits while its generation is dropped is not purged with it: its image stays mapped, and a
+/// descriptor open, for each reload.
+const DECOMMIT_BATCH_SIZE: usize = 1;
+
 /// What bounds an instance, besides the engine's own limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -55,7 +60,7 @@ pub(super) fn config(workers: usize) -> Config {
         .linear_memory_keep_resident(MEMORY_BYTES_KEPT)
         .table_keep_resident(TABLE_BYTES_KEPT)
         .async_stack_keep_resident(TABLE_BYTES_KEPT)
-        .decommit_batch_size(64)
+        .decommit_batch_size(DECOMMIT_BATCH_SIZE)
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config

@@ -99,6 +99,11 @@ impl Options {
             log_lines_per_second_max: 100,
         }
     }
+
+    /// Whether a module behaves the same under both, provided that it finds the targets that it requires.
+    fn differ_only_in_known_targets(&self, other: &Self) -> bool {
+        *self == Self { known_targets: self.known_targets.clone(), ..other.clone() }
+    }
 }
 
 /// A named policy. Its generation can be swapped while requests are being decided.
@@ -139,7 +144,9 @@ impl Policy {
         let generation = match before {
             Some(before)
                 if before.digest() == Digest::of(&file)
-                    && previous.is_some_and(|p| p.options == options && p.engine == *engine) =>
+                    && before.fits(options.known_targets.as_deref())
+                    && previous
+                        .is_some_and(|p| p.engine == *engine && p.options.differ_only_in_known_targets(&options)) =>
             {
                 before
             }

@@ -111,10 +111,12 @@ fn configure(
     }
 }
 
-/// Names of exported hooks that this version does not call.
-pub(super) fn uncalled(hooks: &[&'static str]) -> Vec<&'static str> {
+/// Names of exported hooks that this version does not call, though the module expects it. Whoever exports `lifecycle` as a
+/// whole has `on-tick` too, and expects it to be called only where it asked for an interval.
+pub(super) fn uncalled(proven: &Proven) -> Vec<&'static str> {
+    let ticks = proven.requirements.as_ref().is_some_and(|r| r.tick_interval_ms > 0);
     let later = |name: &&str| HOOKS.iter().any(|(_, hook, called)| hook == name && *called == Called::Later);
-    hooks.iter().copied().filter(later).collect()
+    proven.hooks.iter().copied().filter(later).filter(|name| *name != "on-tick" || ticks).collect()
 }
 
 fn stage(stage: Stage) -> impl Fn(PolicyError) -> LoadError {

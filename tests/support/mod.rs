@@ -186,7 +186,7 @@ impl Gateway {
     /// Lines of the access log.
     pub fn log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
-        // The last one may be there in part.
+        // The last one may be half there.
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         whole.map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }

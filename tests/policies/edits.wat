@@ -1,0 +1,20 @@
+;; Passes with edits: x-secret is removed, x-user is set to alice, x-list gets another value. Annotates team twice.
+(module
+  (memory (export "memory") 1)
+  (data (i32.const 0) "x-secretx-useralicex-listlastteamab")
+  ;; remove: one text; set and append: one field each; annotations: two pairs of texts
+  (data (i32.const 64) "\00\00\00\00\08\00\00\00")
+  (data (i32.const 80) "\08\00\00\00\06\00\00\00\0e\00\00\00\05\00\00\00")
+  (data (i32.const 96) "\13\00\00\00\06\00\00\00\19\00\00\00\04\00\00\00")
+  (data (i32.const 112) "\1d\00\00\00\04\00\00\00\21\00\00\00\01\00\00\00")
+  (data (i32.const 128) "\1d\00\00\00\04\00\00\00\22\00\00\00\01\00\00\00")
+  (func (export "on_request") (result i32)
+    (i32.store (i32.const 1028) (i32.const 64))
+    (i32.store (i32.const 1032) (i32.const 1))
+    (i32.store (i32.const 1036) (i32.const 80))
+    (i32.store (i32.const 1040) (i32.const 1))
+    (i32.store (i32.const 1044) (i32.const 96))
+    (i32.store (i32.const 1048) (i32.const 1))
+    (i32.store (i32.const 1096) (i32.const 112))
+    (i32.store (i32.const 1100) (i32.const 2))
+    (i32.const 1024)))
