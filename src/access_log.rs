@@ -39,6 +39,15 @@ pub enum Sink {
     Stdout,
 }
 
+impl std::fmt::Display for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Stdout => f.write_str("standard output"),
+        }
+    }
+}
+
 /// The form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -293,6 +302,11 @@ impl Line {
         if let Some(line) = &mut self.0 {
             fill(&mut line.1);
         }
+    }
+
+    /// Writes it now.
+    pub fn end(&mut self) {
+        drop(Self(self.0.take()));
     }
 
     /// Adds a policy's annotations; the last value of a key wins.

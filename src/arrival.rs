@@ -82,10 +82,10 @@ pub async fn next(
             seen => break seen,
         }
         let idle = async {
-            if tokio::time::timeout(limits.keep_alive_timeout, client.readable()).await.is_ok() {
-                More::Perhaps
-            } else {
-                More::No
+            match tokio::time::timeout(limits.keep_alive_timeout, client.readable()).await {
+                Ok(Ok(())) => More::Perhaps,
+                // Out of time, or the reactor cannot take it: trying again would be trying for ever.
+                _ => More::No,
             }
         };
         let drained = async {
@@ -148,8 +148,18 @@ enum Seen {
 #[derive(Default)]
 struct Partial {
     bytes: Vec<u8>,
-    /// Whether an empty line before the head was skipped: one is allowed (RFC 9112 §2.2).
-    skipped: bool,
+    empty_line: EmptyLine,
+}
+
+/// How much of an empty line stood before the head: one is allowed (RFC 9112 §2.2).
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum EmptyLine {
+    #[default]
+    None,
+    /// Its carriage return. Taken, like everything that was seen: what stays in the socket of a client that has closed
+    /// would be seen for ever.
+    Half,
+    Whole,
 }
 
 thread_local! {
@@ -169,7 +179,10 @@ impl Partial {
                 let count = match client.peek(room) {
                     Ok(0) => return Seen::End,
                     Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Seen::Nothing,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        let began = !self.bytes.is_empty() || self.empty_line != EmptyLine::None;
+                        return if began { Seen::Part } else { Seen::Nothing };
+                    }
                     Err(_) => return Seen::End,
                 };
                 match self.take(client, &mut room[..count], limits) {
@@ -184,16 +197,18 @@ impl Partial {
     /// Takes from the socket what of the peeked bytes is head; `None`: look again.
     fn take(&mut self, client: &Client, peeked: &mut [u8], limits: head::Limits) -> io::Result<Option<Seen>> {
         let before = self.bytes.len();
-        if before == 0 && peeked[0] == b'\r' && !self.skipped {
-            return match peeked.get(1) {
-                Some(b'\n') => {
-                    self.skipped = true;
-                    client.take(&mut peeked[..2]).map(|()| None)
-                }
-                Some(_) => Ok(Some(Seen::Fault(HeadError::BareLineBreak))),
-                // Left where it is; the second byte's arrival is a new event.
-                None => Ok(Some(Seen::Part)),
-            };
+        let expected = match self.empty_line {
+            EmptyLine::None => Some((b'\r', EmptyLine::Half)).filter(|_| before == 0 && peeked[0] == b'\r'),
+            EmptyLine::Half => Some((b'\n', EmptyLine::Whole)),
+            EmptyLine::Whole => None,
+        };
+        if let Some((byte, then)) = expected {
+            if peeked[0] != byte {
+                return Ok(Some(Seen::Fault(HeadError::BareLineBreak)));
+            }
+            client.take(&mut peeked[..1])?;
+            self.empty_line = then;
+            return Ok(None);
         }
         // Most heads come whole, and are read where they were looked at.
         let end = if before == 0 {

@@ -21,6 +21,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use crate::pace::Pace;
+
 /// How often a write that waits looks whether the client has taken anything.
 const LOOKS_PER_STALL: u32 = 8;
 
@@ -99,17 +101,17 @@ impl Client {
         rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
     }
 
-    /// Writes all of `bytes`, waiting at most `stall` at a time for the client to take some.
+    /// Writes all of `bytes`, as long as the client keeps the pace.
     ///
     /// A socket is reported writable only when a third of what it holds has gone, which can be a megabyte. A client that
-    /// takes less than that in `stall`, but steadily, is not stalled: so there is a look at the socket in between.
+    /// takes less than that between two deadlines, but steadily, is not stalled: so there is a look at the socket in between.
     ///
     /// # Errors
     /// The socket's, or `TimedOut`; beside it how many bytes were written before.
     ///
     /// # Cancel safety
     /// Dropping it leaves an unknown part written: close the client.
-    pub async fn write_all(&mut self, bytes: &[u8], stall: Duration) -> Result<(), (usize, io::Error)> {
+    pub async fn write_all(&mut self, bytes: &[u8], pace: &Pace) -> Result<(), (usize, io::Error)> {
         let mut written = 0;
         let mut end = None;
         while written < bytes.len() {
@@ -118,11 +120,11 @@ impl Client {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let now = Instant::now();
-                    let end = *end.get_or_insert(now + stall);
+                    let end = *end.get_or_insert_with(|| pace.deadline(written as u64));
                     if now >= end {
                         return Err((written, io::ErrorKind::TimedOut.into()));
                     }
-                    let look = end.min(now + stall / LOOKS_PER_STALL);
+                    let look = end.min(now + pace.stall() / LOOKS_PER_STALL);
                     if let Ok(result) = tokio::time::timeout_at(look, self.writable()).await {
                         result.map_err(|error| (written, error))?;
                     }

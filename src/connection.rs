@@ -11,7 +11,7 @@ use crate::arrival::{self, Arrival, Turn};
 use crate::client::Client;
 use crate::decision::{Action, Decision, Edits, Handoff, Outcome, RelayMode};
 use crate::drain::Guard;
-use crate::exchange::{Exchange, PrefixError};
+use crate::exchange::{Exchange, PrefixError, Then};
 use crate::handoff::{Beat, Message, Refusal, Sealed, SendError};
 use crate::http::head;
 use crate::http::response::Answer;
@@ -118,6 +118,8 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
             None => break,
         }
         turn = Turn::Later;
+        // A client with many requests under way never makes us wait; the others must not.
+        tokio::task::yield_now().await;
     }
     drop(place);
 }
@@ -424,6 +426,7 @@ impl Decided<'_> {
     }
 }
 
+/// Answers, logs, and returns the client when the connection goes on.
 async fn answer(
     exchange: Exchange,
     settings: &Settings,
@@ -432,16 +435,31 @@ async fn answer(
     outcome: Outcome,
     answer: &Answer,
 ) -> Option<Client> {
-    let after = exchange.answer(answer, &settings.limits, guard).await;
+    let answered = exchange.answer(answer, &settings.limits, guard).await;
     line.set(|r| {
         (r.outcome, r.status) = (outcome, Some(answer.status));
-        r.bytes_in += after.body_bytes;
-        r.bytes_out += after.bytes_out;
-        if let Some(error) = &after.error {
+        r.bytes_in += answered.body_bytes;
+        r.bytes_out += answered.bytes_out;
+        if let Some(error) = &answered.error {
             (r.outcome, r.error) = (Outcome::ClientGone, Some(error.to_string()));
         }
     });
-    after.client
+    // What is rare, and large beside the rest of the task, gets memory of its own.
+    match answered.then {
+        Then::Close => None,
+        Then::Continue(client) => Some(client),
+        Then::Drain(exchange) => {
+            let (read, client) = Box::pin(exchange.drain(&settings.limits)).await;
+            line.set(|r| r.bytes_in += read - answered.body_bytes);
+            client
+        }
+        Then::Linger(closing) => {
+            // The request is over; what follows is the connection's.
+            line.end();
+            Box::pin(closing.linger(guard)).await;
+            None
+        }
+    }
 }
 
 /// The bytes that travel with the client: the data, or the head where the policy wants it delivered.

@@ -7,22 +7,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
-
 use crate::client::Client;
 use crate::connection::Limits;
 use crate::drain::Guard;
 use crate::http::body::{Decoder, Framing};
 use crate::http::head::{Expectation, Persistence, RequestHead, Version};
 use crate::http::response::{self, Answer, CONTINUE, Context, Presence};
+use crate::pace::Pace;
 
 /// A body that nobody wanted is read behind the answer up to this length, or the connection is closed: a client that has
 /// more to send would rather be told.
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
-/// What can be shown of a body: a receive buffer holds it at the system's default sizes, however small its segments.
+/// What can be shown of a body: a TCP receive buffer holds it at the system's default sizes, however small its segments. A
+/// Unix socket counts each write as a few hundred bytes; a body written there byte by byte may not be seen to its end.
 pub const PREFIX_BYTES_MAX: usize = 32 << 10;
-/// A body's minimum rate is asked for after this time.
-const RATE_GRACE: Duration = Duration::from_secs(10);
 /// How long a closed connection is read for its client to see the answer; in all, and without a byte.
 const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 /// The same while the gateway drains.
@@ -47,18 +45,35 @@ pub struct State {
     read: u64,
 }
 
-/// What is left after an answer.
+/// An answer that was written, or was to be.
 #[derive(Debug)]
-pub struct After {
-    /// The client, where the connection goes on.
-    pub client: Option<Client>,
+pub struct Answered {
     /// Written to the client in this exchange.
     pub bytes_out: u64,
-    /// Read of the body.
+    /// Read of the body so far.
     pub body_bytes: u64,
     /// Why the answer did not reach the client whole.
     pub error: Option<io::Error>,
+    /// What is left to do.
+    pub then: Then,
 }
+
+/// What is left to do when an answer was written.
+#[derive(Debug)]
+pub enum Then {
+    /// Nothing: the client is gone, or has all that it can get.
+    Close,
+    /// The connection goes on.
+    Continue(Client),
+    /// The connection goes on behind the body that nobody wanted.
+    Drain(Exchange),
+    /// The connection ends, in a way that lets the answer arrive.
+    Linger(Closing),
+}
+
+/// A client whose connection is ending.
+#[derive(Debug)]
+pub struct Closing(Client);
 
 /// Why a body's beginning cannot be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,7 +142,7 @@ impl Exchange {
         }
         let pace = Pace::new(limits);
         if self.state.expectation == Expectation::Continue {
-            self.client.write_all(CONTINUE, limits.body_timeout).await.map_err(|_| PrefixError::Closed)?;
+            self.client.write_all(CONTINUE, &pace).await.map_err(|_| PrefixError::Closed)?;
             self.state.expectation = Expectation::None;
             self.state.written += CONTINUE.len() as u64;
         }
@@ -144,7 +159,11 @@ impl Exchange {
             let (data, end) = decode(framing, &buffer[..arrived]).map_err(|_| PrefixError::Malformed)?;
             match end {
                 _ if data.len() >= want && max <= PREFIX_BYTES_MAX => return Ok(data[..want].to_vec()),
-                End::Seen => return Ok(data),
+                End::Seen => {
+                    let mut data = data;
+                    data.truncate(max);
+                    return Ok(data);
+                }
                 End::Ahead if data.len() >= want || arrived == buffer.len() => return Err(PrefixError::TooLarge),
                 End::Ahead if closed => return Err(PrefixError::Closed),
                 End::Ahead => {}
@@ -156,12 +175,11 @@ impl Exchange {
         }
     }
 
-    /// Writes the answer; then the body that nobody wanted is drained, or the connection closed in a way that lets the
-    /// answer arrive.
+    /// Writes the answer, and says what is left to do.
     ///
     /// # Cancel safety
     /// Dropping it closes the client.
-    pub async fn answer(mut self, answer: &Answer, limits: &Limits, guard: &mut Guard) -> After {
+    pub async fn answer(mut self, answer: &Answer, limits: &Limits, guard: &Guard) -> Answered {
         let drain = self.drain_plan(limits);
         let persistence = match drain {
             Drain::Close => Persistence::Close,
@@ -170,33 +188,24 @@ impl Exchange {
         };
         let context = Context { version: self.state.version, body: self.state.presence, persistence };
         let bytes = with_date(|date| response::encode(answer, context, date));
-        let sent = self.client.write_all(&bytes, limits.body_timeout).await;
-        if let Err((count, error)) = sent {
-            self.state.written += count as u64;
-            return self.after(None, Some(error));
-        }
-        self.state.written += bytes.len() as u64;
-        if persistence == Persistence::KeepAlive {
-            if drain == Drain::Behind && Box::pin(self.drain(limits)).await.is_err() {
-                return self.after(None, None);
-            }
-            let Self { client, state } = self;
-            return state.after(Some(client), None);
-        }
-        let Self { client, state } = self;
-        if state.framing != Framing::None || client.peek(&mut [0]).is_ok_and(|count| count > 0) {
-            let stop = async {
-                guard.draining().await;
-                tokio::time::sleep(LINGER_DRAINING).await;
-            };
-            // Rare, and large beside the rest of the task: so it gets memory of its own.
-            Box::pin(client.linger(LINGER.1, LINGER.0, stop)).await;
-        }
-        state.after(None, None)
+        let sent = self.client.write_all(&bytes, &Pace::new(limits)).await;
+        self.state.written += sent.as_ref().map_or_else(|(count, _)| *count, |()| bytes.len()) as u64;
+        let (bytes_out, body_bytes) = (self.state.written, self.state.read);
+        let then = match (&sent, persistence, drain) {
+            (Err(_), ..) => Then::Close,
+            (Ok(()), Persistence::KeepAlive, Drain::Behind) => Then::Drain(self),
+            (Ok(()), Persistence::KeepAlive, _) => Then::Continue(self.client),
+            // Something is there, or may be on its way: a close would answer it with a reset, which could overtake us.
+            (Ok(()), Persistence::Close, _) if self.may_send_more() => Then::Linger(Closing(self.client)),
+            (Ok(()), Persistence::Close, _) => Then::Close,
+        };
+        Answered { bytes_out, body_bytes, error: sent.err().map(|(_, error)| error), then }
     }
 
-    fn after(self, client: Option<Client>, error: Option<io::Error>) -> After {
-        self.state.after(client, error)
+    fn may_send_more(&self) -> bool {
+        self.state.framing != Framing::None
+            || self.state.persistence == Persistence::KeepAlive
+            || self.client.peek(&mut [0]).is_ok_and(|count| count > 0)
     }
 
     fn drain_plan(&mut self, limits: &Limits) -> Drain {
@@ -232,19 +241,25 @@ impl Exchange {
         }
     }
 
-    /// Reads a body with a length to its end.
-    async fn drain(&mut self, limits: &Limits) -> io::Result<()> {
+    /// Reads a body with a length to its end. Returns how much was read of it, and the client if the connection goes on.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the client.
+    pub async fn drain(mut self, limits: &Limits) -> (u64, Option<Client>) {
         let pace = Pace::new(limits);
         while let Framing::Length(left) = self.state.framing {
-            match self.drain_some(left) {
-                Ok(()) => {}
+            let moved = match self.drain_some(left) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    tokio::time::timeout_at(pace.deadline(self.state.read), self.client.readable()).await??;
+                    let more = tokio::time::timeout_at(pace.deadline(self.state.read), self.client.readable()).await;
+                    more.unwrap_or_else(|late| Err(late.into()))
                 }
-                Err(error) => return Err(error),
+                result => result,
+            };
+            if moved.is_err() {
+                return (self.state.read, None);
             }
         }
-        Ok(())
+        (self.state.read, Some(self.client))
     }
 
     /// Takes what has arrived of the `left` bytes of a body. The buffer is on the stack of this call, not in the task.
@@ -265,6 +280,21 @@ impl Exchange {
     }
 }
 
+impl Closing {
+    /// Reads away what the client still sends until it closes, so that nothing it sent resets the connection before it has
+    /// read its answer; not for ever, and shorter when the gateway drains.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the client.
+    pub async fn linger(self, guard: &mut Guard) {
+        let stop = async {
+            guard.draining().await;
+            tokio::time::sleep(LINGER_DRAINING).await;
+        };
+        self.0.linger(LINGER.1, LINGER.0, stop).await;
+    }
+}
+
 impl State {
     /// Takes the client back that no daemon took.
     pub fn resume(self, socket: OwnedFd) -> Exchange {
@@ -277,9 +307,6 @@ impl State {
         with_date(|date| response::encode(answer, context, date))
     }
 
-    fn after(self, client: Option<Client>, error: Option<io::Error>) -> After {
-        After { client, bytes_out: self.written, body_bytes: self.read, error }
-    }
 }
 
 /// What happens to a body that nobody wanted.
@@ -304,27 +331,6 @@ fn decode(framing: Framing, bytes: &[u8]) -> Result<(Vec<u8>, End), crate::http:
         at += step.consumed;
     }
     Ok((data, if decoder.is_at_end() { End::Seen } else { End::Ahead }))
-}
-
-/// When a body is too slow: nothing for `body_timeout`, or less than `body_rate_min` a second after its first seconds.
-struct Pace {
-    began: Instant,
-    stall: Duration,
-    rate: u64,
-}
-
-impl Pace {
-    fn new(limits: &Limits) -> Self {
-        Self { began: Instant::now(), stall: limits.body_timeout, rate: limits.body_rate_min }
-    }
-
-    fn deadline(&self, received: u64) -> Instant {
-        let stall = Instant::now() + self.stall;
-        match received.checked_div(self.rate) {
-            Some(seconds) => stall.min(self.began + RATE_GRACE + Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
-            None => stall,
-        }
-    }
 }
 
 /// Calls `use_date` with the current IMF-fixdate, which is made once a second on each thread.

@@ -65,8 +65,8 @@ pub fn load(config: Config, engine: &Engine, previous: &Policies) -> Result<Load
 #[non_exhaustive]
 pub enum StartError {
     /// The access log's file.
-    #[error("access log")]
-    AccessLog(#[source] io::Error),
+    #[error("gateway.access_log: {0}")]
+    AccessLog(String, #[source] io::Error),
     /// An address.
     #[error("{0}")]
     Bind(Fault),
@@ -269,7 +269,7 @@ fn open_log(
         (Some(options), Some((same, log))) if options == same => Ok(Some((options.clone(), log.clone()))),
         (Some(options), _) => match AccessLog::open(options) {
             Ok(log) => Ok(Some((options.clone(), log))),
-            Err(error) => Err(StartError::AccessLog(error)),
+            Err(error) => Err(StartError::AccessLog(options.sink.to_string(), error)),
         },
     }
 }

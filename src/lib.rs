@@ -85,6 +85,8 @@ pub mod drain;
 #[cfg(feature = "gateway")]
 pub mod exchange;
 #[cfg(feature = "gateway")]
+pub mod pace;
+#[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod handoff;
 #[cfg(feature = "gateway")]

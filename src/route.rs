@@ -84,6 +84,9 @@ impl PathPattern {
         if !path.starts_with('/') {
             return Err("a path begins with / (a prefix) or =/ (exact)");
         }
+        if !path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')) {
+            return Err("a path is visible ASCII without ? and #; write other characters as %XX");
+        }
         // Requests are looked up by their normalised path: another spelling would never match.
         match crate::http::path::normalise(path) {
             Ok(normalised) if normalised == path => Ok(pattern(normalised)),
@@ -237,7 +240,7 @@ mod tests {
 
     #[test]
     fn patterns_that_could_never_match_are_refused() {
-        for path in ["a", "", "=a", "//", "/a/../b", "/%61", "/%zz"] {
+        for path in ["a", "", "=a", "//", "/a/../b", "/%61", "/%zz", "/a b", "/a?b", "/é", "/a#b"] {
             assert!(PathPattern::parse(path).is_err(), "{path}");
         }
         for host in ["", "*", "*x", "a b", "a:80", "*."] {

@@ -10,11 +10,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::handoff::{
-    self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Taken,
+    self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Stage, Taken,
 };
 
 /// The pause before the second round over a target's sockets; doubled before each further one.
 const BACK_OFF: Duration = Duration::from_millis(10);
+/// The longest one.
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// How clients are handed over.
 #[derive(Clone, Debug)]
@@ -100,6 +102,10 @@ impl Target {
             let first = self.first();
             for at in 0..self.members.len() {
                 let member = &self.members[(first + at) % self.members.len()];
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    let (stage, source) = (Stage::Connect, Refusal::TimedOut);
+                    return Tried { attempts, result: Err(SendError::Refused { client, stage, source }) };
+                }
                 attempts += 1;
                 let deadlines = within(&options.deadlines, until);
                 let count = InFlight::begin(&member.in_flight);
@@ -111,7 +117,7 @@ impl Target {
                         let error = crate::log::chain(&source);
                         tracing::debug!(target_name = %self.name, daemon = %path, stage = stage_word, error, "not taken");
                         let last = round == options.retries && at + 1 == self.members.len();
-                        if last || until.is_some_and(|until| Instant::now() >= until) {
+                        if last {
                             return Tried { attempts, result: Err(SendError::Refused { client: ours, stage, source }) };
                         }
                         client = ours;
@@ -119,7 +125,9 @@ impl Target {
                     result => return Tried { attempts, result },
                 }
             }
-            tokio::time::sleep(BACK_OFF * 2_u32.saturating_pow(round)).await;
+            let pause = (BACK_OFF * 2_u32.saturating_pow(round)).min(BACK_OFF_MAX);
+            let end = Instant::now() + pause;
+            tokio::time::sleep_until(until.map_or(end, |until| end.min(until))).await;
             round += 1;
         }
     }

@@ -19,8 +19,14 @@ fn configuration(named: Option<PathBuf>) -> PathBuf {
     named.unwrap_or_else(|| if here.exists() { here } else { "/etc/baton/baton.toml".into() })
 }
 
+/// Writes a line on standard error. That nobody reads it is no reason to end.
+fn say(line: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
 /// Prints a configuration's faults, one line each.
 fn faults(faults: &crate::config::Faults) -> ExitCode {
-    eprintln!("{faults}");
+    say(&faults.to_string());
     ExitCode::from(BAD_CONFIGURATION)
 }

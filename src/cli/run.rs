@@ -43,7 +43,7 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
         let mut signals = Signals::new()?;
         let mut gateway = Gateway::start(loaded)?;
         for listener in gateway.listening() {
-            eprintln!("listening on {listener}");
+            super::say(&format!("listening on {listener}"));
         }
         // Nobody may be listening: that is systemd's business.
         drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));

@@ -1,7 +1,8 @@
 //! The configuration: [`ConfigFile`] is what one may write, [`Config`] what the program runs on.
 //!
 //! Everything is resolved here: defaults applied, names looked up, paths made absolute. Nothing is bound, opened or loaded
-//! but the pages of `[error_pages]`. All faults of a file are found in one go, each with its key and line.
+//! but the pages of `[error_pages]`. What is no TOML is found first, then every key that is
+//! unknown or has a value of the wrong kind, then everything else: each time all of it, by key and line.
 
 mod fault;
 mod file;

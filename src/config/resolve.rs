@@ -158,6 +158,10 @@ impl<'a> Resolver<'a> {
             }
             match listener::Address::parse(text) {
                 Ok(address) => {
+                    let has_port = !matches!(&address, listener::Address::Tcp(a) if a.port() == 0);
+                    if has_port && listeners.iter().any(|l| l.options.address == address) {
+                        self.fault(&key.name("address"), "another listener has this address");
+                    }
                     let options = listener::Options { name, address };
                     listeners.push(Listener { options, address: self.source.fault(&key.name("address"), "") });
                 }
@@ -182,6 +186,14 @@ impl<'a> Resolver<'a> {
                 self.fault(&key.name("allowed_prefixes").index(at), "an absolute path without ..");
             }
         }
+        let timeouts =
+            [("connect_timeout", file.connect_timeout), ("send_timeout", file.send_timeout), ("ack_timeout", file.ack_timeout)];
+        for (name, _) in timeouts.iter().filter(|(_, time)| time.is_some_and(|t| t.0.is_zero())) {
+            self.fault(&key.name(name), "longer than 0");
+        }
+        if file.retries.is_some_and(|retries| retries > RETRIES_MAX) {
+            self.fault(&key.name("retries"), format!("at most {RETRIES_MAX}"));
+        }
         let time = |time: Option<super::units::Time>, default| time.map_or(Duration::from_millis(default), |t| t.0);
         let deadlines = Deadlines {
             connect: time(file.connect_timeout, 100),
@@ -202,33 +214,19 @@ impl<'a> Resolver<'a> {
         self.not_served(&key, &written);
         if file.sockets.is_empty() {
             self.fault(&key, "no sockets");
-            return None;
         }
         let dialect = match file.dialect.as_deref().unwrap_or("auto") {
-            "fdpass" | "datagram" | "baton" => {
-                self.fault(&key.name("dialect"), NOT_SERVED);
-                return None;
-            }
-            text => match text.parse::<Dialect>() {
-                Ok(dialect) => dialect,
-                Err(error) => {
-                    self.fault(&key.name("dialect"), format!("{error}, not {text:?}"));
-                    return None;
-                }
-            },
+            "fdpass" | "datagram" | "baton" => Err(NOT_SERVED.to_owned()),
+            text => text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}")),
         };
+        let dialect = dialect.map_err(|message| self.fault(&key.name("dialect"), message)).unwrap_or_default();
         let balance = match file.balance.as_deref().unwrap_or("least-in-flight") {
-            "least-in-flight" => target::Balance::LeastInFlight,
-            "round-robin" => target::Balance::RoundRobin,
-            "random-two" | "hash" => {
-                self.fault(&key.name("balance"), NOT_SERVED);
-                return None;
-            }
-            text => {
-                self.fault(&key.name("balance"), format!("balance is least-in-flight or round-robin, not {text:?}"));
-                return None;
-            }
+            "least-in-flight" => Ok(target::Balance::LeastInFlight),
+            "round-robin" => Ok(target::Balance::RoundRobin),
+            "random-two" | "hash" => Err(NOT_SERVED.to_owned()),
+            text => Err(format!("balance is least-in-flight or round-robin, not {text:?}")),
         };
+        let balance = balance.map_err(|message| self.fault(&key.name("balance"), message));
         let uids = self.uids(&key, file.allow_uids.as_deref()).unwrap_or_default();
         let mut daemons = Vec::new();
         for (at, socket) in file.sockets.iter().enumerate() {
@@ -238,7 +236,7 @@ impl<'a> Resolver<'a> {
                 Err(error) => self.fault(&key.name("sockets").index(at), error.to_string()),
             }
         }
-        Some(Target { name: name.to_owned(), daemons, balance })
+        Some(Target { name: name.to_owned(), daemons, balance: balance.ok()? })
     }
 
     fn uids(&mut self, key: &Key, users: Option<&[User]>) -> Option<Vec<u32>> {
@@ -277,16 +275,13 @@ impl<'a> Resolver<'a> {
                 self.fault(&key.name("targets").index(at), format!("no target is called {target:?}"));
             }
         }
-        let Some(module) = file.module.as_deref().filter(|module| !module.is_empty()) else {
+        let module = file.module.as_deref().unwrap_or_default();
+        if module.is_empty() {
             self.fault(&key, "no module");
-            return None;
-        };
+        }
         let mut options = policy::Options::new(name, self.path(module));
         if let Some(config) = &file.config {
-            match serde_json::to_value(config) {
-                Ok(config) => options.config = config,
-                Err(error) => self.fault(&key.name("config"), error.to_string()),
-            }
+            options.config = json(config);
         }
         options.on_error = match file.on_error {
             Some(OnErrorFile::Pass) => policy::OnError::Pass,
@@ -407,12 +402,29 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// With the pauses between rounds, some five seconds: longer is not what a client waits for.
+const RETRIES_MAX: u32 = 10;
 /// More threads than any machine has cores are a typing error.
 const WORKERS_MAX: usize = 1024;
 /// Less than a request line and Host is no head; more does not fit a socket's receive buffer.
 const HEAD_BYTES: std::ops::RangeInclusive<usize> = 256..=1 << 20;
 /// Host alone is one.
 const HEADERS: std::ops::RangeInclusive<usize> = 1..=10_000;
+
+/// A value of the configuration as JSON; dates are text, and numbers that JSON does not have are null.
+fn json(value: &toml::Value) -> serde_json::Value {
+    match value {
+        toml::Value::Array(array) => array.iter().map(json).collect(),
+        toml::Value::Boolean(boolean) => (*boolean).into(),
+        toml::Value::Datetime(date) => date.to_string().into(),
+        toml::Value::Float(float) => (*float).into(),
+        toml::Value::Integer(integer) => (*integer).into(),
+        toml::Value::String(string) => string.clone().into(),
+        toml::Value::Table(table) => {
+            serde_json::Value::Object(table.iter().map(|(name, value)| (name.clone(), json(value))).collect())
+        }
+    }
+}
 
 fn workers(file: &GatewayFile) -> usize {
     match file.workers {
