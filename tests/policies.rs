@@ -321,8 +321,8 @@ fn while_a_policy_loops_others_wait_no_longer_than_its_deadline() {
         assert_eq!(looping.answer().status, 503);
     }
     took.sort();
-    // Twice the deadline leaves room for the rest of the machine; the loop alone would last for ever.
-    assert!(took[ROUNDS / 2] < Duration::from_millis(60), "{took:?}");
+    // The deadline counts the guest's own time, and others may have the processor; the loop alone would last for ever.
+    assert!(took[ROUNDS / 2] < Duration::from_millis(200), "{took:?}");
     assert!(took[ROUNDS - 1] < Duration::from_secs(2), "{took:?}");
 }
 
