@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,8 +16,10 @@ use serde::Serialize;
 use crate::decision::Outcome;
 use crate::request::Request;
 
-/// Lines that wait for the writer; at about 500 bytes each, 4 MiB.
+/// Lines that wait for the writer.
 const QUEUE_LINES_MAX: usize = 8192;
+/// Bytes of them.
+const QUEUE_BYTES_MAX: usize = 8 << 20;
 /// How long the end waits for a writer that is stuck.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -61,8 +63,16 @@ pub enum Format {
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     queue: mpsc::SyncSender<Message>,
-    lost: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     format: Format,
+}
+
+/// What the writer is told beside the queue, which may be full.
+#[derive(Debug, Default)]
+struct Shared {
+    lost: AtomicU64,
+    queued_bytes: AtomicUsize,
+    reopen: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -80,23 +90,32 @@ impl AccessLog {
     pub fn open(options: &Options) -> std::io::Result<Self> {
         let mut output = Output::open(&options.sink)?;
         let (queue, lines) = mpsc::sync_channel(QUEUE_LINES_MAX);
-        let lost = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&lost);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || output.run(&lines, &counted))?;
-        Ok(Self { queue, lost, format: options.format })
+        let shared = Arc::new(Shared::default());
+        let told = Arc::clone(&shared);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || output.run(&lines, &told))?;
+        Ok(Self { queue, shared, format: options.format })
     }
 
     /// Opens the file anew (USR1, after it was renamed). The old one is written to until that succeeds.
     pub fn reopen(&self) {
-        drop(self.queue.try_send(Message::Reopen));
+        if self.queue.try_send(Message::Reopen).is_err() {
+            self.shared.reopen.store(true, Ordering::Release);
+        }
     }
 
     /// Waits until everything is written, at most a second.
     pub fn flush(&self) {
         let (done, wait) = mpsc::sync_channel(1);
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
-            let _: Result<(), _> = wait.recv_timeout(FLUSH_TIMEOUT);
+        let end = Instant::now() + FLUSH_TIMEOUT;
+        let mut message = Message::Flush(done);
+        while let Err(mpsc::TrySendError::Full(ours)) = self.queue.try_send(message) {
+            if Instant::now() >= end {
+                return;
+            }
+            message = ours;
+            std::thread::yield_now();
         }
+        let _: Result<(), _> = wait.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 
     fn write(&self, record: &Record) {
@@ -104,8 +123,11 @@ impl AccessLog {
             Format::Combined => record.combined(),
             Format::Json => record.json(),
         };
-        if self.queue.try_send(Message::Line(line)).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        let bytes = line.len();
+        let room = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
+        if !room || self.queue.try_send(Message::Line(line)).is_err() {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -126,12 +148,18 @@ impl Output {
         Ok(Self { sink: sink.clone(), writer: std::io::BufWriter::with_capacity(64 << 10, file), failing: false })
     }
 
-    fn run(&mut self, lines: &mpsc::Receiver<Message>, lost: &AtomicU64) {
+    fn run(&mut self, lines: &mpsc::Receiver<Message>, shared: &Shared) {
         while let Ok(first) = lines.recv() {
             let mut next = Some(first);
             while let Some(message) = next {
+                if shared.reopen.swap(false, Ordering::Acquire) {
+                    self.reopen();
+                }
                 match message {
-                    Message::Line(line) => self.write(&line),
+                    Message::Line(line) => {
+                        shared.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                        self.write(&line);
+                    }
                     Message::Reopen => self.reopen(),
                     Message::Flush(done) => {
                         self.flush();
@@ -141,7 +169,7 @@ impl Output {
                 next = lines.try_recv().ok();
             }
             self.flush();
-            let count = lost.swap(0, Ordering::Relaxed);
+            let count = shared.lost.swap(0, Ordering::Relaxed);
             if count > 0 {
                 tracing::error!(lines = count, "access log too slow: lines lost");
             }

@@ -306,7 +306,6 @@ impl State {
         let context = Context { version: self.version, body: self.presence, persistence: Persistence::Close };
         with_date(|date| response::encode(answer, context, date))
     }
-
 }
 
 /// What happens to a body that nobody wanted.

@@ -17,7 +17,6 @@ use crate::access_log::{self, AccessLog};
 use crate::config::{self, Config, Fault, Faults};
 use crate::connection::{Settings, Worker, serve};
 use crate::drain::{Drain, Guard};
-use crate::handoff::Beat;
 use crate::listener::{self, Accept, Admission, Listener};
 use crate::policy::{Engine, Policy};
 use crate::route::{Route, Table};
@@ -128,7 +127,8 @@ impl Gateway {
         let admission = Arc::new(Admission::new(config.connections_max, descriptors));
         let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
         let settings = Arc::new(ArcSwap::from_pointee(settings(config, &policies, log.as_ref())));
-        let workers = (0..count).map(|index| spawn_worker(index, &settings, &admission)).collect::<Result<_, _>>()?;
+        let workers =
+            (0..count).map(|index| spawn_worker(index, count, &settings, &admission)).collect::<Result<_, _>>()?;
         let mut gateway = Self {
             settings,
             policies,
@@ -171,6 +171,13 @@ impl Gateway {
         if config.workers != self.workers.len() {
             tracing::warn!("gateway.workers changes with a restart only");
         }
+        for l in &self.listening {
+            let renamed =
+                |other: &config::Listener| other.options.is_same_place(&l.options) && other.options != l.options;
+            if config.listeners.iter().any(renamed) {
+                tracing::warn!(listener = %l.options.name, "a listener's name changes with a restart only");
+            }
+        }
         if config.user != self.user {
             tracing::warn!("gateway.user changes with a restart only");
         }
@@ -189,7 +196,7 @@ impl Gateway {
             self.listen(options, listener);
         }
         self.listening.retain(|l| {
-            let stays = wanted.contains(&l.options);
+            let stays = wanted.iter().any(|options| options.is_same_place(&l.options));
             if !stays {
                 tracing::info!("no longer listening on {}", l.listener);
                 l.stop.start();
@@ -281,7 +288,7 @@ fn bind(
     workers: usize,
 ) -> Result<Vec<(listener::Options, Listener)>, StartError> {
     let all: Vec<_> = listeners.iter().map(|l| l.options.clone()).collect();
-    let new = listeners.iter().filter(|l| !kept.contains(&l.options));
+    let new = listeners.iter().filter(|l| !kept.iter().any(|kept| kept.is_same_place(&l.options)));
     new.map(|l| match Listener::bind(&l.options, &all, workers) {
         Ok(listener) => Ok((l.options.clone(), listener)),
         Err(error) => Err(StartError::Bind(Fault { message: error.to_string(), ..l.address.clone() })),
@@ -291,11 +298,12 @@ fn bind(
 
 fn spawn_worker(
     index: usize,
+    count: usize,
     settings: &Arc<ArcSwap<Settings>>,
     admission: &Arc<Admission>,
 ) -> io::Result<WorkerThread> {
     let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
-    let worker = Arc::new(Worker { index, settings: Arc::clone(settings), beat: Beat::default() });
+    let worker = Arc::new(Worker::new(index, count, Arc::clone(settings)));
     let admission = Arc::clone(admission);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = move || {

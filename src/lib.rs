@@ -85,8 +85,6 @@ pub mod drain;
 #[cfg(feature = "gateway")]
 pub mod exchange;
 #[cfg(feature = "gateway")]
-pub mod pace;
-#[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod handoff;
 #[cfg(feature = "gateway")]
@@ -95,6 +93,8 @@ pub mod http;
 pub mod listener;
 #[cfg(feature = "gateway")]
 pub mod log;
+#[cfg(feature = "gateway")]
+pub mod pace;
 #[cfg(feature = "gateway")]
 pub mod policy;
 #[cfg(feature = "gateway")]

@@ -27,7 +27,9 @@ use std::time::{Duration, SystemTime};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::drain::Guard;
@@ -42,6 +44,8 @@ const ACCEPT_BATCH: usize = 16;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// A client that has said nothing for this long is accepted all the same, and is ours to wait for.
 const DEFER_SECONDS: i32 = 1;
+/// How long a client that has connected, and said nothing, may still speak when accepting ends.
+const LAST_WORD: Duration = Duration::from_millis(250);
 /// Descriptors kept free for what clients already accepted need: daemons, files.
 const DESCRIPTOR_RESERVE: usize = 64;
 
@@ -52,6 +56,14 @@ pub struct Options {
     pub name: Arc<str>,
     /// Where.
     pub address: Address,
+}
+
+impl Options {
+    /// Whether it is the same address, so that its socket can be kept under whatever name. Each port 0 is another one.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let has_port = !matches!(&self.address, Address::Tcp(address) if address.port() == 0);
+        self.address == other.address && (has_port || self.name == other.name)
+    }
 }
 
 /// Where a listener listens.
@@ -301,8 +313,8 @@ enum Pause {
 }
 
 impl Accept {
-    /// Accepts clients until the drain begins, and gives each to `serve` with its place. At the end the kernel's queue is
-    /// emptied: whoever connected before the end is served.
+    /// Accepts clients until the drain begins, and gives each to `serve` with its place. At the end it goes on for a moment
+    /// and empties the kernel's queue: whoever connected before the end is served.
     pub async fn run(self, admission: Arc<Admission>, mut guard: Guard, serve: impl Fn(Client, Origin, Place)) {
         let listener = match crate::handoff::watch(Arc::clone(&self.socket), Interest::READABLE) {
             Ok(listener) => listener,
@@ -337,14 +349,34 @@ impl Accept {
                 () = wait => {}
             }
         }
-        // Beyond the maximum if need be: a place that is never free would be a client that is never answered.
+        self.accept_last(&listener, &admission, &serve).await;
+    }
+
+    /// Accepts whoever has connected already. A client that has not said anything yet is not in the queue, and would be
+    /// reset with the socket: it gets a moment to speak, which admits a few that connect in it.
+    ///
+    /// Beyond the maximum if need be: a place that is never free would be a client that is never answered.
+    async fn accept_last(
+        &self,
+        listener: &AsyncFd<Arc<OwnedFd>>,
+        admission: &Arc<Admission>,
+        serve: &impl Fn(Client, Origin, Place),
+    ) {
+        let is_tcp = crate::handoff::defer_accept(self.socket.as_fd(), 0).is_ok();
+        let end = Instant::now() + if is_tcp { LAST_WORD } else { Duration::ZERO };
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
                     admission.open.fetch_add(1, Ordering::Relaxed);
-                    self.give(client, peer, Place(Arc::clone(&admission)), &serve);
+                    self.give(client, peer, Place(Arc::clone(admission)), serve);
                 }
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => {
+                    let more = tokio::time::timeout_at(end, listener.readable()).await;
+                    match more {
+                        Ok(Ok(mut guard)) => guard.clear_ready(),
+                        _ => return,
+                    }
+                }
                 Err(error) if is_exhaustion(error) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 Err(error) => self.lost(error),
             }

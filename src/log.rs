@@ -18,14 +18,14 @@ pub enum Format {
     Text,
 }
 
-/// Begins logging. `level` wins over the environment's `BATON_LOG`; both are directives as in `info,policy=debug`. The
-/// guard writes what is queued when it is dropped.
+/// Begins logging. `level` wins over the environment's `BATON_LOG`, and both over `usual`; they are directives as in
+/// `info,policy=debug`. The guard writes what is queued when it is dropped.
 ///
 /// # Errors
 /// A directive that is none.
-pub fn begin(format: Format, level: Option<&str>) -> Result<WorkerGuard, String> {
+pub fn begin(format: Format, level: Option<&str>, usual: &str) -> Result<WorkerGuard, String> {
     let written = level.map(str::to_owned).or_else(|| std::env::var("BATON_LOG").ok());
-    let directives = written.unwrap_or_else(|| "info".to_owned());
+    let directives = written.unwrap_or_else(|| usual.to_owned());
     let filter =
         EnvFilter::builder().parse(&directives).map_err(|error| format!("log level {directives:?}: {error}"))?;
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());

@@ -15,7 +15,7 @@ struct Arguments {
     /// The form of the log on standard error
     #[arg(long, global = true, value_enum, default_value_t)]
     log_format: baton::log::Format,
-    /// What is logged, as in info or info,policy=debug [default: BATON_LOG, else info]
+    /// What is logged, as in info or info,policy=debug [default: BATON_LOG, else info, for check warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
     #[command(subcommand)]
@@ -34,10 +34,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { log_format, log_level, command } = Arguments::parse();
+    // A check is silent when all is well.
+    let usual = if matches!(command, Command::Check(_)) { "warn" } else { "info" };
     let log = match &command {
         // It decides about signals before any thread is begun, and writes what it has to say itself.
         Command::Receive(_) => None,
-        _ => match baton::log::begin(log_format, log_level.as_deref()) {
+        _ => match baton::log::begin(log_format, log_level.as_deref(), usual) {
             Ok(log) => Some(log),
             Err(error) => {
                 eprintln!("baton: {error}");

@@ -12,19 +12,33 @@ use crate::config::Config;
 use crate::gateway::{Gateway, Policies, load};
 use crate::policy::{Engine, Policy, Watcher};
 
+/// The configuration that the gateway was begun with.
+#[derive(Debug)]
+pub struct Begun<'a> {
+    /// Where it was read.
+    pub file: &'a Path,
+    /// What was read.
+    pub text: String,
+}
+
 /// Watches the configuration and every policy's module, and puts what has changed into force. `told` says that the operator
 /// wants everything read again. Never ends.
 ///
 /// # Cancel safety
 /// Dropping it leaves in force what is in force.
-pub async fn run(gateway: &mut Gateway, file: &Path, engine: &Engine, mut told: mpsc::UnboundedReceiver<()>) {
-    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let mut configuration = Configuration::new(file);
+pub async fn run(gateway: &mut Gateway, begun: Begun<'_>, engine: &Engine, mut told: mpsc::UnboundedReceiver<()>) {
+    let file = std::path::absolute(begun.file).unwrap_or_else(|_| begun.file.to_owned());
+    let mut configuration = Configuration::new(file, begun.text);
     let mut watcher = Watcher::new(configuration.watched(gateway));
+    // What changed since it was read, and before it was watched, would be no event.
+    let mut at_first = Some(configuration.watched(gateway));
     loop {
-        let changed = tokio::select! {
-            Some(()) = told.recv() => None,
-            paths = watcher.changed() => Some(paths),
+        let changed = match at_first.take() {
+            Some(paths) => Some(paths),
+            None => tokio::select! {
+                Some(()) = told.recv() => None,
+                paths = watcher.changed() => Some(paths),
+            },
         };
         if changed.as_deref().is_none_or(|paths| configuration.is_touched_by(paths)) {
             let wish = if changed.is_none() { Wish::Operators } else { Wish::Nobodys };
@@ -66,8 +80,8 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn new(file: PathBuf) -> Self {
-        Self { seen: std::fs::read(&file).ok(), file, wanted: Vec::new(), said: None }
+    fn new(file: PathBuf, text: String) -> Self {
+        Self { seen: Some(text.into_bytes()), file, wanted: Vec::new(), said: None }
     }
 
     fn watched(&self, gateway: &Gateway) -> Vec<PathBuf> {

@@ -19,6 +19,7 @@ use crate::handoff::{
     written_bytes,
 };
 use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -299,7 +300,9 @@ impl Seat {
         self.0.state().running.insert(process, (Instant::now(), None));
         self.0.changed.notify_all();
         // Ended but not reaped, its number stays its own until nobody can signal it any more.
-        while waitid(Id::Pid(Pid::from_raw(process)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).is_err() {}
+        let ended = || waitid(Id::Pid(Pid::from_raw(process)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        // Any other error: whoever began us ignores SIGCHLD, and it has ended without a word.
+        while ended() == Err(Errno::EINTR) {}
         let (_, cut) = self.0.state().running.remove(&process).expect("only this thread takes it out");
         Ok(End { status: child.wait()?, cut })
     }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::gateway::{Gateway, Policies, load};
 use crate::policy::Engine;
+use crate::reload::Begun;
 use crate::signal::{Signal, Signals};
 
 /// Runs the gateway.
@@ -29,10 +30,11 @@ pub fn run(args: Run) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// What the system refuses.
 pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCode> {
-    let config = match Config::read(file) {
-        Ok(config) => config,
-        Err(faults) => return Ok(super::faults(&faults)),
-    };
+    let (text, config) =
+        match config::text(file).and_then(|text| Config::parse(file, &text).map(|config| (text, config))) {
+            Ok(read) => read,
+            Err(faults) => return Ok(super::faults(&faults)),
+        };
     let engine = Engine::new(config.workers)?;
     let loaded = match load(config, &engine, &Policies::new()) {
         Ok(loaded) => loaded,
@@ -66,7 +68,7 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
         };
         tokio::select! {
             () = hear => {}
-            () = crate::reload::run(&mut gateway, file, &engine, told) => {}
+            () = crate::reload::run(&mut gateway, Begun { file, text }, &engine, told) => {}
         }
         drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
         let cut = async { while signals.next().await != Signal::Drain {} };

@@ -98,17 +98,24 @@ pub struct Route {
     pub default: Option<Action>,
 }
 
+/// Reads the text of a configuration file.
+///
+/// # Errors
+/// That it cannot be read.
+pub fn text(file: &Path) -> Result<String, Faults> {
+    std::fs::read_to_string(file).map_err(|error| {
+        let message = format!("cannot be read: {error}");
+        Faults(vec![Fault { file: file.to_owned(), line: None, key: String::new(), message }])
+    })
+}
+
 impl Config {
     /// Reads a configuration file.
     ///
     /// # Errors
     /// Every fault of the file; or that it cannot be read.
     pub fn read(file: &Path) -> Result<Self, Faults> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            let message = format!("cannot be read: {error}");
-            Faults(vec![Fault { file: file.to_owned(), line: None, key: String::new(), message }])
-        })?;
-        Self::parse(file, &text)
+        Self::parse(file, &text(file)?)
     }
 
     /// Reads a configuration's text; `file` names it, and relative paths begin beside it.

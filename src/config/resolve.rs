@@ -186,8 +186,11 @@ impl<'a> Resolver<'a> {
                 self.fault(&key.name("allowed_prefixes").index(at), "an absolute path without ..");
             }
         }
-        let timeouts =
-            [("connect_timeout", file.connect_timeout), ("send_timeout", file.send_timeout), ("ack_timeout", file.ack_timeout)];
+        let timeouts = [
+            ("connect_timeout", file.connect_timeout),
+            ("send_timeout", file.send_timeout),
+            ("ack_timeout", file.ack_timeout),
+        ];
         for (name, _) in timeouts.iter().filter(|(_, time)| time.is_some_and(|t| t.0.is_zero())) {
             self.fault(&key.name(name), "longer than 0");
         }
