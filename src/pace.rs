@@ -30,7 +30,11 @@ impl Pace {
 
     /// Until when more than `moved` bytes must have moved in all.
     pub fn deadline(&self, moved: u64) -> Instant {
-        let stall = Instant::now() + self.stall;
+        self.deadline_at(Instant::now(), moved)
+    }
+
+    fn deadline_at(&self, now: Instant, moved: u64) -> Instant {
+        let stall = now + self.stall;
         match moved.checked_div(self.rate) {
             // A rate of 0 asks for nothing.
             None => stall,
@@ -43,16 +47,14 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_byte_now_and_then_runs_out() {
+    #[test]
+    fn a_byte_now_and_then_runs_out() {
+        let seconds = Duration::from_secs;
         let pace = Pace::new(&Limits::default());
-        let after = |moved| (pace.deadline(moved) - Instant::now()).as_secs();
-        assert_eq!(after(0), 10);
-        assert_eq!(after(500), 11);
-        assert_eq!(after(1_000_000), 30);
-        tokio::time::advance(Duration::from_secs(100)).await;
-        assert_eq!((after(44_999), after(45_000), after(46_000)), (0, 0, 2));
+        let after = |now: u64, moved| (pace.deadline_at(pace.began + seconds(now), moved) - pace.began).as_secs();
+        assert_eq!((after(0, 0), after(0, 500), after(0, 1_000_000)), (10, 11, 30));
+        assert_eq!((after(100, 45_000), after(100, 45_500), after(100, 1_000_000)), (100, 101, 130));
         let steady = Pace::new(&Limits { body_rate_min: 0, ..Limits::default() });
-        assert_eq!((steady.deadline(1) - Instant::now()).as_secs(), 30);
+        assert_eq!(steady.deadline_at(steady.began + seconds(100), 1), steady.began + seconds(130));
     }
 }
