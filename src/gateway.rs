@@ -220,18 +220,19 @@ impl Gateway {
     /// Stops accepting, finishes what has begun within the grace period, and ends. Idle connections are closed now; clients
     /// that were handed over are not waited for. `cut` ends the grace period early.
     pub async fn drain(self, cut: impl Future<Output = ()>) {
-        let Self { listening, drain, guard, workers, drain_timeout, log, .. } = self;
+        let Self { listening, drain, guard, workers, drain_timeout, log, admission, .. } = self;
+        // First, so that nobody who is accepted from here on is promised another request.
+        drain.start();
         for listening in &listening {
             listening.stop.start();
         }
-        drain.start();
         drop(guard);
         tokio::select! {
             () = drain.finished() => tracing::debug!("drained"),
             () = tokio::time::sleep(drain_timeout) => {
-                tracing::warn!(requests = drain.count(), "cut: still under way after {drain_timeout:?} (drain_timeout)");
+                tracing::warn!(requests = admission.count(), "cut: still under way after {drain_timeout:?} (drain_timeout)");
             }
-            () = cut => tracing::warn!(requests = drain.count(), "cut: told to end a second time"),
+            () = cut => tracing::warn!(requests = admission.count(), "cut: told to end a second time"),
         }
         for WorkerThread { accepts, thread } in workers {
             drop(accepts);

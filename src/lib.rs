@@ -43,7 +43,8 @@
 //!
 //! # The life of a drain
 //!
-//! TERM or INT: listeners stop accepting, and what already waited in the kernel's queue is accepted and served. Idle
+//! TERM or INT: who has connected is accepted and served, also clients that have said nothing yet, which takes the kernel a
+//! second; then the listeners close. Idle
 //! connections are closed now, requests under way are finished and answered with `Connection: close`. Clients that were
 //! handed over are not ours and not waited for. The last [`drain::Guard`] ends the process with 0; so do the deadline and
 //! a second signal, which say how many were cut.

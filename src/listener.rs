@@ -3,14 +3,14 @@
 //! Accepting never ends the server: what fails is logged, waited out, and tried again. A gateway that is out of
 //! descriptors, or owns `connections_max` clients, leaves new ones in the kernel's queue until one is free.
 //!
-//! Each worker has a TCP socket of its own (SO_REUSEPORT), and clients are accepted when their first bytes are here
-//! (TCP_DEFER_ACCEPT). Measured against one socket in every worker's epoll, gateway CPU for each handoff at 64 clients on 2
-//! cores, three rounds: 0.80 to 0.91 with sockets of their own, 0.79 to 0.87 with one but deferred, 0.67 to 0.84 with both. What
-//! one socket would give instead: a worker that leaves alone loses nobody (of 40,000 clients under 510 leaves, 55 were
-//! reset where the worker had a socket of its own, although it had emptied its queue first), and clients do not wait behind
-//! one that a policy holds up (1 % of requests blocking 5 ms: 5.6 % of the others were late by over 1 ms, against 2.9 %).
-//! So workers never leave alone here: all stop accepting together, empty their queues and close; what blocks one is bounded
-//! by the policies' deadline; and the limit on connections is one for all of them.
+//! Each worker has a TCP socket of its own (SO_REUSEPORT), and clients are accepted when their first bytes are here, or
+//! after a second (TCP_DEFER_ACCEPT). Measured against one socket in every worker's epoll, gateway CPU for each handoff at
+//! 64 clients on 2 cores, three rounds: 0.80 to 0.91 with sockets of their own, 0.79 to 0.87 with one but deferred, 0.67 to
+//! 0.84 with both. What one socket would give instead: a worker that leaves alone loses nobody (of 40,000 clients under 510
+//! leaves, 55 were reset where the worker had a socket of its own, although it had emptied its queue first), and clients do
+//! not wait behind one that a policy holds up (1 % of requests blocking 5 ms: 5.6 % of the others were late by over 1 ms,
+//! against 2.9 %). So workers never leave alone here: all stop accepting together, after everybody who had connected is in
+//! their queues; what blocks one is bounded by the policies' deadline; and the limit on connections is one for all.
 //!
 //! System calls: socket(2), setsockopt(2), bind(2), listen(2), accept4(2), getsockname(2), unlink(2).
 
@@ -44,8 +44,9 @@ const ACCEPT_BATCH: usize = 16;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// A client that has said nothing for this long is accepted all the same, and is ours to wait for.
 const DEFER_SECONDS: i32 = 1;
-/// How long a client that has connected, and said nothing, may still speak when accepting ends.
-const LAST_WORD: Duration = Duration::from_millis(250);
+/// How long accepting goes on at its end, for clients that have connected and said nothing: by then the kernel has asked
+/// them again (a second after their first packet, RFC 6298 §2) and put them into the queue.
+const LAST_WORD: Duration = Duration::from_millis(1250);
 /// Descriptors kept free for what clients already accepted need: daemons, files.
 const DESCRIPTOR_RESERVE: usize = 64;
 
@@ -261,6 +262,11 @@ impl Admission {
         self.freed.notify_waiters();
     }
 
+    /// How many clients the gateway owns.
+    pub fn count(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
     fn place(self: &Arc<Self>) -> Option<Place> {
         let max = self.max.load(Ordering::Relaxed);
         let take = |open| (open < max).then_some(open + 1);
@@ -352,8 +358,9 @@ impl Accept {
         self.accept_last(&listener, &admission, &serve).await;
     }
 
-    /// Accepts whoever has connected already. A client that has not said anything yet is not in the queue, and would be
-    /// reset with the socket: it gets a moment to speak, which admits a few that connect in it.
+    /// Accepts whoever has connected already. A client that has not said anything is not in the queue yet, would not be told
+    /// of the end, and would be reset when it speaks: so the kernel is told to defer no more, and gets the time to bring
+    /// it. Who connects meanwhile is served too.
     ///
     /// Beyond the maximum if need be: a place that is never free would be a client that is never answered.
     async fn accept_last(
