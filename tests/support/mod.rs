@@ -202,6 +202,14 @@ impl Gateway {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
     }
 
+    /// Open sockets: unlike all descriptors, their number is settled when it listens.
+    pub fn sockets(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").flatten();
+        let is_socket =
+            |path: PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+        fds.filter(|fd| is_socket(fd.path())).count()
+    }
+
     /// Waits until it has no more descriptors than `before`: nothing of what happened since is left.
     #[track_caller]
     pub fn ledger_is_back_to(&self, before: usize) {
