@@ -123,7 +123,8 @@ impl Gateway {
                 panic!("ended with {status}: {:#?}", gateway.stderr.all());
             }
             let lines = gateway.stderr.all();
-            let found: Vec<_> = lines.iter().filter_map(|l| l.strip_prefix("listening on ")).map(str::to_owned).collect();
+            let found: Vec<_> =
+                lines.iter().filter_map(|l| l.strip_prefix("listening on ")).map(str::to_owned).collect();
             (found.len() == listeners).then_some(found)
         });
         gateway
@@ -184,7 +185,9 @@ impl Gateway {
     /// Lines of the access log.
     pub fn log(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        // The last one may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     /// The `count`-th line of the access log, from 1, as soon as it is there.
@@ -370,6 +373,12 @@ impl Daemon {
         kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("it runs");
     }
 
+    /// SIGSTOP, and waits until it has stopped: until then it may still accept.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        eventually("the daemon has stopped", || are_all(self.child.id(), 'T').then_some(()));
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         drop(self.child.kill());
@@ -395,7 +404,8 @@ pub fn inode_of(client: &Client) -> u64 {
         let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
         let of = |line: &str| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            (fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own)).then(|| fields[9].parse().ok())?
+            (fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own))
+                .then(|| fields[9].parse().ok())?
         };
         table.lines().find_map(of).filter(|inode| *inode != 0)
     })
@@ -406,4 +416,27 @@ pub fn holds(pid: u32, inode: u64) -> bool {
     let name = format!("socket:[{inode}]");
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(&name)))
+}
+
+/// Whether every thread of a process waits: it has done what it had to do for now.
+pub fn is_asleep(pid: u32) -> bool {
+    are_all(pid, 'S')
+}
+
+/// Whether every thread of a process is in that state (proc_pid_stat(5)).
+fn are_all(pid: u32, state: char) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, behind)| behind.starts_with(state))
+    })
+}
+
+/// Connections to a Unix socket that nobody has accepted yet (`/proc/net/unix`).
+pub fn waiting_at(socket: &Path) -> usize {
+    let table = std::fs::read_to_string("/proc/net/unix").expect("Linux");
+    let path = socket.to_str().expect("text");
+    // State 02: connecting or queued. An accepted connection is 03 like any other.
+    let waits = |line: &&str| line.ends_with(path) && line.split_whitespace().nth(5) == Some("02");
+    table.lines().filter(waits).count()
 }
