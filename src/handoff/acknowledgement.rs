@@ -4,11 +4,15 @@
 //! the reader closes with something unread, the kernel marks the sender's socket as reset *before* it frees anything.
 //! Hence the order of a look: first how much is unread, then a `recv` that would show the mark.
 //!
+//! The event comes a little before the count is down: the kernel gives the memory back but for one byte, says that there
+//! is room, and only then gives back the last (sock_wfree). Whoever looks in between sees 1, and no further event will
+//! come. No message is that small in memory, so 1 is as good as 0.
+//!
 //! | unread | recv | meaning |
 //! |---|---|---|
-//! | > 0 | EAGAIN | not read yet |
-//! | > 0 | EOF, twice | not read yet: the daemon has only said, by `shutdown`, that it will not write |
-//! | 0 | EAGAIN or EOF | read |
+//! | > 1 | EAGAIN | not read yet |
+//! | > 1 | EOF, twice | not read yet: the daemon has only said, by `shutdown`, that it will not write |
+//! | 0 or 1 | EAGAIN or EOF | read |
 //! | any | ECONNRESET | closed before everything was read |
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -29,6 +33,9 @@ pub(super) enum Look {
     Unread,
 }
 
+/// What is counted when everything was read, at the moment of the event; no message counts as little.
+const UNREAD_BYTES_AT_EVENT: usize = 1;
+
 /// What a daemon may say on a connection where nothing is to be said, before we stop listening to it.
 const BABBLE_LOOKS_MAX: usize = 16;
 
@@ -43,7 +50,7 @@ pub(super) fn look(connection: BorrowedFd<'_>) -> nix::Result<Look> {
     for _ in 0..BABBLE_LOOKS_MAX {
         let unread = ancillary::unread(connection)?;
         match recv(connection.as_raw_fd(), &mut babble, MsgFlags::MSG_DONTWAIT) {
-            Err(Errno::EAGAIN) | Ok(0) if unread == 0 => return Ok(Look::Read),
+            Err(Errno::EAGAIN) | Ok(0) if unread <= UNREAD_BYTES_AT_EVENT => return Ok(Look::Read),
             Err(Errno::EAGAIN) => return Ok(Look::Unread),
             // Read and closed since the count was taken, or closed unread since, or only half closed: the next look tells.
             Ok(0) if ends == 0 => ends = 1,

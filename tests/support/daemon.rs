@@ -15,7 +15,8 @@
 //! | `die-read` | reads the message, exits |
 //!
 //! Options: `backlog=N`; `name=TEXT` in its answers; `keep=1` keeps its end of the connection open; `short=1` reads one
-//! byte, then closes its end and serves; `read=N` reads that many bytes of the client first; `peek=1` shows what is there.
+//! byte, then closes its end and serves; `read=N` reads that many bytes of the client first, `all=1` everything until it
+//! ends; `peek=1` shows what is there.
 //! Prints events as JSON: `ready`, `accepted`, `got`, `client-gone`, `done`.
 
 use std::io::{IoSliceMut, Read, Write};
@@ -116,8 +117,8 @@ fn receive(connection: &OwnedFd, options: &Options) -> (Vec<u8>, Vec<OwnedFd>) {
 fn serve(connection: OwnedFd, options: &Options) {
     let (data, mut descriptors) = receive(&connection, options);
     let count = descriptors.len();
-    let keep = options.get("keep").is_some();
-    let connection = if keep { Some(connection) } else { None };
+    // Closed here, unless it is to be kept.
+    let connection = options.get("keep").map(|_| connection);
     if options.mode == "die-read" {
         say("got", serde_json::json!({"data": String::from_utf8_lossy(&data), "descriptors": count}));
         std::process::abort();
@@ -132,6 +133,9 @@ fn serve(connection: OwnedFd, options: &Options) {
     client.set_read_timeout(Some(Duration::from_secs(5))).expect("ours");
     let mut first = vec![0; options.get("read").map_or(0, |n| n.parse().expect("a number"))];
     client.read_exact(&mut first).expect("the client sends as much");
+    if options.get("all").is_some() {
+        client.read_to_end(&mut first).expect("the client ends");
+    }
     if options.get("peek").is_some() {
         first = vec![0; 64 << 10];
         client.set_read_timeout(Some(Duration::from_millis(300))).expect("ours");

@@ -383,6 +383,12 @@ impl Daemon {
         kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("it runs");
     }
 
+    /// SIGSTOP, and waits until it has stopped: until then it may still accept.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        eventually("the daemon has stopped", || are_all(self.child.id(), 'T').then_some(()));
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         drop(self.child.kill());
@@ -420,4 +426,27 @@ pub fn holds(pid: u32, inode: u64) -> bool {
     let name = format!("socket:[{inode}]");
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(&name)))
+}
+
+/// Whether every thread of a process waits: it has done what it had to do for now.
+pub fn is_asleep(pid: u32) -> bool {
+    are_all(pid, 'S')
+}
+
+/// Whether every thread of a process is in that state (proc_pid_stat(5)).
+fn are_all(pid: u32, state: char) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, behind)| behind.starts_with(state))
+    })
+}
+
+/// Connections to a Unix socket that nobody has accepted yet (`/proc/net/unix`).
+pub fn waiting_at(socket: &Path) -> usize {
+    let table = std::fs::read_to_string("/proc/net/unix").expect("Linux");
+    let path = socket.to_str().expect("text");
+    // State 02: connecting or queued. An accepted connection is 03 like any other.
+    let waits = |line: &&str| line.ends_with(path) && line.split_whitespace().nth(5) == Some("02");
+    table.lines().filter(waits).count()
 }

@@ -1,0 +1,285 @@
+//! The example daemons behind the real gateway: the same assertions for each language and both dialects.
+
+#[allow(unreachable_pub, reason = "it is shared by several test programs")]
+mod support;
+
+use std::io::{IoSlice, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, shutdown, socket,
+};
+use serde_json::Value;
+use support::{Client, Gateway, Lines, eventually, example};
+use tempfile::TempDir;
+
+const KINDS: [&str; 2] = ["seqpacket", "stream"];
+
+fn examples() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
+}
+
+fn rust() -> Command {
+    Command::new(example("daemon"))
+}
+
+fn python() -> Command {
+    let mut command = Command::new("python3");
+    command.arg(examples().join("daemon-python/daemon.py"));
+    command
+}
+
+fn c() -> Command {
+    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_folder, program) = BUILT.get_or_init(|| {
+        let folder = support::folder();
+        let program = folder.path().join("daemon");
+        let mut cc = Command::new("cc");
+        cc.args(["-Wall", "-Wextra", "-O2", "-o"]).arg(&program).arg(examples().join("daemon-c/daemon.c"));
+        let output = cc.output().expect("there is a C compiler");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (folder, program)
+    });
+    Command::new(program)
+}
+
+/// A daemon that is ready; it ends with its handle.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(mut command: Command, socket: &Path, kind: &str, interval_ms: u32) -> Self {
+        // The default dialect is not told.
+        let dialect = (kind != "seqpacket").then_some(kind);
+        command.arg(socket).args(dialect).args(["--interval", &interval_ms.to_string()]);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let said = Lines::read(child.stdout.take().expect("piped"));
+        let daemon = Self(child);
+        let ready = said.wait(0, &["ready"]);
+        assert_eq!(ready, format!("ready {}", socket.display()));
+        daemon
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).expect("it runs").count()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn gateway() -> Gateway {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    Gateway::start(&format!(
+        "LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\n\
+         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n"
+    ))
+}
+
+/// The whole answer: a head, ten events of which the first has the data, and `done`.
+#[track_caller]
+fn check_answer(answer: &str, data: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let mut fields = head.split("\r\n");
+    assert_eq!(fields.next(), Some("HTTP/1.1 200 OK"));
+    let fields: Vec<_> = fields.collect();
+    assert_eq!(fields, ["Content-Type: text/event-stream", "Cache-Control: no-store", "Connection: close"]);
+    let events: Vec<_> = body.split_terminator("\n\n").collect();
+    assert_eq!(events.len(), 11, "{body}");
+    for (n, event) in (1..=10).zip(&events) {
+        let event: Value = serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
+        let text = if n == 1 { data } else { "hello" };
+        assert_eq!(event, serde_json::json!({"n": n, "text": text}));
+    }
+    assert_eq!(events[10], "event: done\ndata: {}");
+    assert!(body.ends_with("\n\n"));
+}
+
+/// All bytes until the end, which must not be a reset.
+#[track_caller]
+fn whole(client: &mut Client) -> String {
+    let mut answer = String::new();
+    client.stream.read_to_string(&mut answer).expect("not reset");
+    answer
+}
+
+fn get(fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
+}
+
+/// Sends a message with copies of `descriptors` to a daemon, as a gateway never would, and says no more.
+fn send_rough(path: &Path, kind: &str, bytes: &[u8], descriptors: &[i32]) -> OwnedFd {
+    let kind = if kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
+    let connection = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(connection.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() { &[] } else { &rights[..] };
+    sendmsg::<()>(connection.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+    shutdown(connection.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+    connection
+}
+
+fn streams_ten_events_with_the_data_in_the_first(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 2);
+        let strange = "{\"user\":\"J\u{f6}rg \\ \u{20ac} \u{1f600}\",\t\"n\":1} </script> %s %n";
+        for data in ["", "plain", strange] {
+            let field = if data.is_empty() { String::new() } else { format!("x-data: {data}\r\n") };
+            let mut client = gateway.client();
+            client.send(get(&field));
+            check_answer(&whole(&mut client), data);
+        }
+        // The head as the data: line ends and all.
+        let head = get("x-head: 1\r\nX-Quote: \"\\\"\r\n");
+        check_answer(&gateway.ask(&head), &head);
+        let mut client = gateway.client();
+        client.send(get("x-bytes: 50000\r\n"));
+        check_answer(&whole(&mut client), &"d".repeat(50_000));
+    }
+}
+
+/// All have their second event before the first has its last: one after the other would take twenty seconds.
+fn serves_many_at_once(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 100);
+        let mut clients: Vec<_> = (0..20).map(|_| gateway.client()).collect();
+        for (n, client) in clients.iter_mut().enumerate() {
+            client.send(get(&format!("x-data: client {n}\r\n")));
+        }
+        let begins: Vec<_> = clients.iter_mut().map(|client| client.until("\"n\":2,")).collect();
+        let mut arrived = [0; 4096];
+        clients[0].stream.set_nonblocking(true).unwrap();
+        let count = clients[0].stream.peek(&mut arrived).unwrap_or(0);
+        clients[0].stream.set_nonblocking(false).unwrap();
+        assert!(!String::from_utf8_lossy(&arrived[..count]).contains("done"));
+        for (n, (begin, client)) in begins.iter().zip(&mut clients).enumerate() {
+            check_answer(&format!("{begin}{}", client.rest()), &format!("client {n}"));
+        }
+    }
+}
+
+/// A body that the daemon has not read must not make the kernel reset the connection under its answer.
+fn an_unread_body_does_not_cost_the_answer(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 1);
+        let mut client = gateway.client();
+        client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\nx-data: a body\r\n\r\n");
+        let mut sender = client.stream.try_clone().unwrap();
+        let sending = thread::spawn(move || sender.write_all(&[b'x'; 200_000]));
+        check_answer(&whole(&mut client), "a body");
+        sending.join().unwrap().expect("taken");
+    }
+}
+
+fn replaces_a_stale_socket_and_no_live_one(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let path = gateway.path("d.sock");
+        drop(Daemon::start(command(), &path, kind, 1));
+        assert!(path.exists(), "it was killed");
+        let _daemon = Daemon::start(command(), &path, kind, 1);
+        let mut second = command();
+        second.arg(&path).arg(kind).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut second = second.spawn().unwrap();
+        let status = eventually("the second gives up", || second.try_wait().unwrap());
+        assert!(!status.success());
+        check_answer(&gateway.ask(&get("x-data: alive\r\n")), "alive");
+    }
+}
+
+fn closes_what_should_not_have_come(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let path = gateway.path("d.sock");
+        let daemon = Daemon::start(command(), &path, kind, 1);
+        check_answer(&gateway.ask(&get("")), "");
+        let before = eventually("it rests", || {
+            let first = daemon.descriptors();
+            thread::yield_now();
+            (daemon.descriptors() == first).then_some(first)
+        });
+        // What is held by the daemon when everything here is closed shows on the other end of the pipe.
+        let (mut end, stray) = std::io::pipe().unwrap();
+        let mut connections = Vec::new();
+        for count in [0, 2, 3, 253] {
+            let numbers = vec![stray.as_raw_fd(); count];
+            connections.push(send_rough(&path, kind, b"x", &numbers));
+        }
+        drop(stray);
+        // It ends only when nobody holds a copy any more, of daemon and children.
+        nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+        eventually("every copy is closed", || end.read(&mut [0]).is_ok_and(|count| count == 0).then_some(()));
+        eventually("the descriptors are back", || (daemon.descriptors() <= before).then_some(()));
+        check_answer(&gateway.ask(&get("x-data: next\r\n")), "next");
+    }
+}
+
+/// A gateway that dies or stalls within its message must not keep the others waiting.
+fn a_silent_peer_delays_nobody(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let path = gateway.path("d.sock");
+        let _daemon = Daemon::start(command(), &path, kind, 1);
+        let sock = if kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
+        let silent = socket(AddressFamily::Unix, sock, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(silent.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        for _ in 0..3 {
+            check_answer(&gateway.ask(&get("x-data: others\r\n")), "others");
+        }
+    }
+}
+
+fn outlives_clients_that_leave(command: fn() -> Command) {
+    for kind in KINDS {
+        let gateway = gateway();
+        let daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 5);
+        check_answer(&gateway.ask(&get("")), "");
+        let before = daemon.descriptors();
+        for _ in 0..10 {
+            let mut client = gateway.client();
+            client.send(get(""));
+            client.until("\"n\":1,");
+        }
+        eventually("their descriptors are back", || (daemon.descriptors() <= before).then_some(()));
+        check_answer(&gateway.ask(&get("x-data: next\r\n")), "next");
+    }
+}
+
+fn refuses_what_it_does_not_understand(command: fn() -> Command) {
+    let mut child = command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = eventually("it ends", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(2));
+}
+
+macro_rules! the_same_of {
+    ($($language:ident),*) => {$(
+        mod $language {
+            the_same_of! { @ $language:
+                streams_ten_events_with_the_data_in_the_first, serves_many_at_once,
+                an_unread_body_does_not_cost_the_answer, replaces_a_stale_socket_and_no_live_one,
+                closes_what_should_not_have_come, a_silent_peer_delays_nobody, outlives_clients_that_leave,
+                refuses_what_it_does_not_understand
+            }
+        }
+    )*};
+    (@ $language:ident: $($assertion:ident),*) => {$(
+        #[test]
+        fn $assertion() {
+            super::$assertion(super::$language);
+        }
+    )*};
+}
+
+the_same_of! { rust, python, c }
