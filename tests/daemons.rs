@@ -1,6 +1,5 @@
 //! The example daemons behind the real gateway: the same assertions for each language and both dialects.
 
-#[allow(unreachable_pub, reason = "it is shared by several test programs")]
 mod support;
 
 use std::io::{IoSlice, Read as _, Write as _};

@@ -1,7 +1,6 @@
 //! Handing over, through the real gateway to real daemon processes: what the daemon gets, what the client gets, and what
 //! the gateway is left with, whatever dies, hangs or lies in between.
 
-#[allow(unreachable_pub, reason = "it is shared by several test programs")]
 mod support;
 
 use std::fs;
