@@ -864,8 +864,8 @@ fn retries_are_as_many_as_configured_with_pauses_that_double() {
 #[test]
 fn a_daemon_that_comes_back_between_retries_gets_the_client() {
     let target = "[target.chat]\nsockets = [\"DIR/d.sock\"]\n";
-    // 10, 20, 40, … ms: in all about 40 s, so a start fits in.
-    let gateway = Gateway::start(&configuration("", "retries = 12", target));
+    // 10, 20, 40, … ms, then a second each: in all about four seconds, so a start fits in.
+    let gateway = Gateway::start(&configuration("", "retries = 10", target));
     let path = fresh();
     let mut client = gateway.client();
     client.send(request(&path, ""));

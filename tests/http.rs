@@ -470,3 +470,51 @@ fn a_route_is_found_by_host_then_path_however_they_are_spelled() {
     client.send("GET / HTTP/1.0\r\n\r\n");
     assert_eq!(client.answer().body, "any");
 }
+
+/// Whatever a client has sent when it closes its side, it costs the worker nothing from then on.
+#[test]
+fn a_client_that_half_closes_anywhere_does_not_keep_its_worker() {
+    let gateway = Gateway::start(
+        "[gateway]\nworkers = 1\nLISTEN\n[[route]]\npath = \"/\"\ndefault = { respond = { status = 200 } }\n",
+    );
+    let request = "\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
+    let mut clients: Vec<_> = (0..=request.len()).map(|_| gateway.client()).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        client.send(&request[..at]);
+        client.stream.shutdown(std::net::Shutdown::Write).expect("connected");
+    }
+    for client in &mut clients {
+        client.rest();
+    }
+    assert_eq!(gateway.status("/"), 200);
+    // A worker that spins would use all of the time that passes here; one at rest uses hardly any.
+    let cpu = || gateway.cpu_ticks();
+    let (before, began) = (cpu(), std::time::Instant::now());
+    while began.elapsed() < std::time::Duration::from_millis(500) {
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+    assert!(cpu() - before <= 10, "{} ticks of 10 ms in half a second", cpu() - before);
+}
+
+/// One that never lets the worker wait must not keep it from the others.
+#[test]
+fn a_client_with_endless_requests_does_not_starve_the_others() {
+    let gateway = Gateway::start(
+        "[gateway]\nworkers = 1\nLISTEN\n[[route]]\npath = \"/\"\ndefault = { respond = { status = 200 } }\n",
+    );
+    let mut greedy = gateway.client();
+    let mut answers = greedy.stream.try_clone().expect("a socket");
+    let reader = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+    let requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20_000);
+    let mut sender = greedy.stream.try_clone().expect("a socket");
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut sender, requests.as_bytes()));
+    // Each is answered while the greedy one still has requests under way.
+    for _ in 0..20 {
+        assert_eq!(gateway.status("/"), 200);
+    }
+    let served = gateway.log().len();
+    assert!(served < 20_000 + 20, "the others had to wait for all {served}");
+    greedy.stream.shutdown(std::net::Shutdown::Both).expect("connected");
+    drop((reader.join(), writer.join()));
+    drop(greedy.stream);
+}

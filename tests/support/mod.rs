@@ -216,6 +216,14 @@ impl Gateway {
         eventually("the descriptors are back", || (self.descriptors() <= before).then_some(()));
     }
 
+    /// CPU that it has used, all threads together, in ticks of 10 ms (proc_pid_stat(5)).
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // Behind the name, which may hold anything but a closing bracket and a space.
+        let fields: Vec<_> = stat.rsplit_once(") ").expect("Linux says so").1.split(' ').collect();
+        [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
     /// Bytes of memory that are its own.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
