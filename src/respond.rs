@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use crate::decision::{Field, Respond};
-use crate::http::head::list;
+use crate::http::fields::list;
 use crate::http::response::{Answer, is_framing, phrase};
 
 /// Pages that replace the built-in one, by status.

@@ -502,7 +502,7 @@ fn a_client_with_endless_requests_does_not_starve_the_others() {
     let gateway = Gateway::start(
         "[gateway]\nworkers = 1\nLISTEN\n[[route]]\npath = \"/\"\ndefault = { respond = { status = 200 } }\n",
     );
-    let mut greedy = gateway.client();
+    let greedy = gateway.client();
     let mut answers = greedy.stream.try_clone().expect("a socket");
     let reader = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
     let requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20_000);

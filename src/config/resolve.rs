@@ -13,7 +13,7 @@ use super::file::{
 use super::{Config, Listener, Policy, Route, Target};
 use crate::decision::{Action, Field, Handoff, Respond};
 use crate::handoff::{Address, Daemon, Deadlines, Dialect};
-use crate::http::head::is_token_byte;
+use crate::http::fields::is_token_byte;
 use crate::http::response::is_framing;
 use crate::respond::ErrorPages;
 use crate::route::{HostPattern, PathPattern};

@@ -172,7 +172,7 @@ impl State {
             (true, _) => Err(BodyError::Chunk),
             (false, b'\r') => next(line, true, colon),
             (false, b':') if !colon && line > 0 => next(line + 1, false, true),
-            (false, _) if !colon && super::head::is_token_byte(byte) => next(line + 1, false, false),
+            (false, _) if !colon && super::fields::is_token_byte(byte) => next(line + 1, false, false),
             (false, b'\t' | b' '..=b'~' | 0x80..) if colon => next(line + 1, false, true),
             _ => Err(BodyError::Chunk),
         }

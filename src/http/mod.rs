@@ -4,6 +4,8 @@
 //! bytes that these functions looked at are taken from it.
 
 pub mod body;
+pub mod fields;
 pub mod head;
 pub mod path;
 pub mod response;
+mod target;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::error::BadValue;
 use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
-use crate::http::head::is_token_byte;
+use crate::http::fields::is_token_byte;
 
 #[allow(
     missing_debug_implementations,
