@@ -299,16 +299,16 @@ fn most_at_once(clients_max: &str) -> usize {
     for client in &mut clients {
         client.send(get(""));
     }
-    let serve = |client: &mut Client| {
+    let serve = |mut client: Client| {
         client.until(ANSWERED);
         let count = client.until("\n").trim().parse::<usize>().unwrap();
         client.send("go\n");
         assert_eq!(client.rest(), "done\n");
         count
     };
-    // Whoever is served first cannot be known: all are asked, each by a thread.
+    // Whoever is served first cannot be known: all are asked, each by a thread. A client that has its answer leaves.
     thread::scope(|scope| {
-        let waiting: Vec<_> = clients.iter_mut().map(|client| scope.spawn(move || serve(client))).collect();
+        let waiting: Vec<_> = clients.into_iter().map(|client| scope.spawn(move || serve(client))).collect();
         waiting.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
     })
 }
