@@ -1,6 +1,5 @@
 //! `baton receive` behind the real gateway: any program as a daemon.
 
-#[allow(unreachable_pub, reason = "it is shared by several test programs")]
 mod support;
 
 use std::ffi::OsStr;
