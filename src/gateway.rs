@@ -25,15 +25,15 @@ use crate::target::{self, Target};
 /// Loaded policies by name.
 pub type Policies = HashMap<String, Arc<Policy>>;
 
-/// A configuration that was read, its policies loaded and proved, and nothing put into force.
+/// A configuration that was read, its policies loaded and proved, and nothing of it put into force.
 #[derive(Debug)]
 pub struct Loaded {
     config: Config,
     policies: Policies,
 }
 
-/// Loads a configuration's policies. Those that are the same as in `previous` are taken over, the others are compiled,
-/// which blocks: call it off the workers.
+/// Loads a configuration's policies. Those that are the same as in `previous` are taken over, and their files are looked
+/// at as at any reload; the others are compiled, which blocks: call it off the workers.
 ///
 /// # Errors
 /// Every policy's fault.

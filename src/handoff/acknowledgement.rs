@@ -39,8 +39,8 @@ const UNREAD_BYTES_AT_EVENT: usize = 1;
 /// What a daemon may say on a connection where nothing is to be said, before we stop listening to it.
 const BABBLE_LOOKS_MAX: usize = 16;
 
-/// Looks, without waiting. For whoever waits for another answer than [`Look::Unread`]: each change that leads to one
-/// makes the connection writable or closes it, so an edge-triggered EPOLLOUT is enough, cleared before the look.
+/// Looks, without waiting. Each change that leads to another answer than [`Look::Unread`] makes the connection writable or
+/// closes it: whoever waits for the close alone must look now and then as well.
 ///
 /// # Errors
 /// What ioctl(2) and recv(2) say, other than the above; nothing is known then.

@@ -165,8 +165,8 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
     Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
 }
 
-/// Registers a socket with the runtime's epoll, edge-triggered, for being closed at the other end. Gives it back when epoll is out of
-/// memory or watches.
+/// Registers a socket with the runtime's epoll, edge-triggered, for being closed at the other end. Gives it back when
+/// epoll is out of memory or watches.
 #[cfg(feature = "gateway")]
 pub(super) fn watch_close(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedFd> {
     // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
