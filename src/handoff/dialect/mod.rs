@@ -1,5 +1,5 @@
 //! How one kind of daemon expects the message and the descriptor to arrive. One file per dialect holds what is particular
-//! to it; what they share, the message in one piece with the descriptor on its first byte, is in [`super::send`] and
+//! to it; what they share, the message in one piece with the descriptor on its first byte, is in [`send`](mod@super::send) and
 //! [`super::receive`].
 
 pub(super) mod seqpacket;
