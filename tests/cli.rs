@@ -355,7 +355,6 @@ fn what_this_version_does_not_serve_is_refused_by_name() {
         ":7: upstream.app",
         ":11: target.a.queue_max",
         ":12: target.a.queue_timeout",
-        ":13: target.a.blocking",
         ":16: target.b.dialect",
         ":19: target.c.balance",
         ":22: policy.p.upstreams",

@@ -474,6 +474,19 @@ fn once_read_the_daemon_holds_the_client_and_the_gateway_does_not() {
     }
 }
 
+#[test]
+fn a_client_arrives_blocking_where_the_target_asks_for_it() {
+    for kind in KINDS {
+        let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\nblocking = true\n");
+        let gateway = Gateway::start(&configuration("", "", &target));
+        let daemon = Daemon::start(&gateway.path("d.sock"), kind, "serve", &[]);
+        let mut client = gateway.client();
+        client.send(request(&fresh(), ""));
+        assert_eq!(client.rest(), from("daemon"));
+        assert_eq!(daemon.wait("got", 1)["blocking"], true, "{kind}");
+    }
+}
+
 /// Every system call of the gateway that names the client's socket, as strace sees them.
 #[test]
 fn once_sent_the_gateway_does_nothing_to_the_client_but_close_it() {

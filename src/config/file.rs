@@ -127,7 +127,7 @@ pub struct TargetFile {
     pub dialect: Option<String>,
     /// `least-in-flight` or `round-robin`. Default least-in-flight.
     pub balance: Option<String>,
-    /// Not served by this version.
+    /// Whether clients arrive blocking. Default false.
     pub blocking: Option<bool>,
     /// Not served by this version.
     pub queue_timeout: Option<Time>,

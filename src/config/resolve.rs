@@ -209,11 +209,7 @@ impl<'a> Resolver<'a> {
 
     fn target(&mut self, name: &str, file: &TargetFile) -> Option<Target> {
         let key = Key::of("target").name(name);
-        let written = [
-            ("blocking", file.blocking == Some(true)),
-            ("queue_timeout", file.queue_timeout.is_some()),
-            ("queue_max", file.queue_max.is_some()),
-        ];
+        let written = [("queue_timeout", file.queue_timeout.is_some()), ("queue_max", file.queue_max.is_some())];
         self.not_served(&key, &written);
         if file.sockets.is_empty() {
             self.fault(&key, "no sockets");
@@ -234,7 +230,11 @@ impl<'a> Resolver<'a> {
         let mut daemons = Vec::new();
         for (at, socket) in file.sockets.iter().enumerate() {
             match Address::new(self.path(socket)) {
-                Ok(address) if !socket.is_empty() => daemons.push(Daemon::new(address, dialect, uids.clone())),
+                Ok(address) if !socket.is_empty() => {
+                    let daemon = Daemon::new(address, dialect, uids.clone());
+                    let blocking = file.blocking == Some(true);
+                    daemons.push(if blocking { daemon.with_blocking_clients() } else { daemon });
+                }
                 Ok(_) => self.fault(&key.name("sockets").index(at), "empty"),
                 Err(error) => self.fault(&key.name("sockets").index(at), error.to_string()),
             }
