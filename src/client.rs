@@ -11,7 +11,6 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,27 +27,64 @@ const LOOKS_PER_STALL: u32 = 8;
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
-pub struct Client {
-    /// Shared with `watch` alone, so that both can name it; the gateway has one descriptor of it.
-    socket: Arc<OwnedFd>,
-    watch: Option<AsyncFd<Arc<OwnedFd>>>,
+pub struct Client(Form);
+
+#[derive(Debug)]
+enum Form {
+    Bare(OwnedFd),
+    Watched(AsyncFd<OwnedFd>, Interest),
+    /// From one to the other.
+    Moving,
+}
+
+impl Form {
+    fn into_socket(self) -> OwnedFd {
+        match self {
+            Self::Bare(socket) => socket,
+            Self::Watched(watch, _) => watch.into_inner(),
+            Self::Moving => unreachable!("nothing happens between the two forms"),
+        }
+    }
+}
+
+impl AsFd for Client {
+    /// The socket, to ask it something.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Form::Bare(socket) => socket.as_fd(),
+            Form::Watched(watch, _) => watch.as_fd(),
+            Form::Moving => unreachable!("nothing happens between the two forms"),
+        }
+    }
 }
 
 impl Client {
     /// Takes a connected, non-blocking stream socket.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket: Arc::new(socket), watch: None }
+        Self(Form::Bare(socket))
     }
 
     /// Gives the socket up, out of the reactor.
     pub fn into_socket(self) -> OwnedFd {
-        drop(self.watch);
-        Arc::into_inner(self.socket).expect("the only other owner was the watch")
+        self.0.into_socket()
     }
 
-    /// The socket, to ask it something.
-    pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// The socket's registration, made anew unless it is the one of `kept`: a descriptor has one.
+    fn watch(&mut self, interest: Interest, kept: Option<Interest>) -> io::Result<&AsyncFd<OwnedFd>> {
+        if !matches!(&self.0, Form::Watched(_, had) if Some(*had) == kept) {
+            let socket = std::mem::replace(&mut self.0, Form::Moving).into_socket();
+            match crate::handoff::watch(socket, interest) {
+                Ok(watch) => self.0 = Form::Watched(watch, interest),
+                Err((socket, error)) => {
+                    self.0 = Form::Bare(socket);
+                    return Err(error);
+                }
+            }
+        }
+        match &self.0 {
+            Form::Watched(watch, _) => Ok(watch),
+            Form::Bare(_) | Form::Moving => unreachable!("it was registered above"),
+        }
     }
 
     /// Copies what has arrived into `buffer` and leaves it where it is; 0 at the end of what the client sends.
@@ -72,7 +108,7 @@ impl Client {
 
     fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match rustix::net::recv(&self.socket, &mut *buffer, flags) {
+            match rustix::net::recv(self.as_fd(), &mut *buffer, flags) {
                 Ok((count, _)) => return Ok(count),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -86,17 +122,14 @@ impl Client {
     /// # Cancel safety
     /// Dropping it loses nothing: look again.
     pub async fn readable(&mut self) -> io::Result<()> {
-        let watch = match &mut self.watch {
-            Some(watch) => watch,
-            none => none.insert(crate::handoff::watch(Arc::clone(&self.socket), Interest::READABLE)?),
-        };
+        let watch = self.watch(Interest::READABLE, Some(Interest::READABLE))?;
         // Cleared before the caller looks: what arrives after the look is a new event.
         watch.readable().await.map(|mut guard| guard.clear_ready())
     }
 
     /// Whether the client has closed its side: nothing comes behind what is here already.
     pub fn has_half_closed(&self) -> bool {
-        let mut ask = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let mut ask = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
     }
@@ -115,7 +148,7 @@ impl Client {
         let mut written = 0;
         let mut end = None;
         while written < bytes.len() {
-            match rustix::net::send(&self.socket, &bytes[written..], SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.as_fd(), &bytes[written..], SendFlags::NOSIGNAL) {
                 Ok(count) => (written, end) = (written + count, None),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -135,19 +168,17 @@ impl Client {
         Ok(())
     }
 
-    /// Rare: an answer is small beside a socket's buffer. So the registration is made for the occasion, in the place of
-    /// the other: a descriptor has one.
+    /// Rare: an answer is small beside a socket's buffer. Registered anew each time, so that the kernel says at once if
+    /// there is room.
     async fn writable(&mut self) -> io::Result<()> {
-        self.watch = None;
-        let watch = crate::handoff::watch(Arc::clone(&self.socket), Interest::WRITABLE)?;
-        watch.writable().await.map(drop)
+        self.watch(Interest::WRITABLE, None)?.writable().await.map(drop)
     }
 
     /// Ends what we send and reads what the client still sends, so that closing does not reset the connection before the
     /// client has read its answer (RFC 9112 §9.6). Ends when the client closes, after `total`, when nothing comes for
     /// `stall`, or with `stop`.
     pub async fn linger(mut self, stall: Duration, total: Duration, stop: impl Future<Output = ()>) {
-        if rustix::net::shutdown(&self.socket, Shutdown::Write).is_err() {
+        if rustix::net::shutdown(self.as_fd(), Shutdown::Write).is_err() {
             return;
         }
         let read = async {

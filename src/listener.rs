@@ -142,7 +142,7 @@ impl Listener {
             Address::Tcp(_) => None,
             Address::Unix(path) => Some(path.display().to_string().into()),
         };
-        Some(Accept { socket: Arc::new(self.sockets.pop()?), name: Arc::clone(&self.name), local })
+        Some(Accept { socket: self.sockets.pop()?, name: Arc::clone(&self.name), local })
     }
 }
 
@@ -299,7 +299,7 @@ impl Drop for Place {
 /// One worker's end of a listener.
 #[derive(Debug)]
 pub struct Accept {
-    socket: Arc<OwnedFd>,
+    socket: OwnedFd,
     name: Arc<str>,
     /// `None` where it is each client's own: the listener is bound to every address.
     local: Option<Arc<str>>,
@@ -321,11 +321,28 @@ enum Pause {
 impl Accept {
     /// Accepts clients until the drain begins, and gives each to `serve` with its place. At the end it goes on for a moment
     /// and empties the kernel's queue: whoever connected before the end is served.
-    pub async fn run(self, admission: Arc<Admission>, mut guard: Guard, serve: impl Fn(Client, Origin, Place)) {
-        let listener = match crate::handoff::watch(Arc::clone(&self.socket), Interest::READABLE) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(listener = %self.name, %error, "cannot wait for clients"),
-        };
+    pub async fn run(self, admission: Arc<Admission>, guard: Guard, serve: impl Fn(Client, Origin, Place)) {
+        let Self { socket, name, local } = self;
+        match crate::handoff::watch(socket, Interest::READABLE) {
+            // Every client counts itself into the names: a worker that has them to itself waits for nobody's cache.
+            Ok(socket) => {
+                let accepting = Accepting { socket, name: Arc::from(&*name), local: local.map(|l| Arc::from(&*l)) };
+                accepting.run(admission, guard, serve).await;
+            }
+            Err((_, error)) => tracing::error!(listener = %name, %error, "cannot wait for clients"),
+        }
+    }
+}
+
+/// The same, registered with the worker's reactor.
+struct Accepting {
+    socket: AsyncFd<OwnedFd>,
+    name: Arc<str>,
+    local: Option<Arc<str>>,
+}
+
+impl Accepting {
+    async fn run(self, admission: Arc<Admission>, mut guard: Guard, serve: impl Fn(Client, Origin, Place)) {
         let mut exhausted = false;
         loop {
             let pause = match exhausted.then(|| self.exhaustion(&admission)).flatten() {
@@ -344,7 +361,7 @@ impl Accept {
                 match pause {
                     Pause::Batch => tokio::task::yield_now().await,
                     // Cleared before the next look: who comes after the look is a new event.
-                    Pause::Empty => drop(listener.readable().await.map(|mut guard| guard.clear_ready())),
+                    Pause::Empty => drop(self.socket.readable().await.map(|mut guard| guard.clear_ready())),
                     Pause::Exhausted(_) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                     Pause::Full => admission.vacancy().await,
                 }
@@ -355,7 +372,7 @@ impl Accept {
                 () = wait => {}
             }
         }
-        self.accept_last(&listener, &admission, &serve).await;
+        self.accept_last(&admission, &serve).await;
     }
 
     /// Accepts whoever has connected already. A client that has not said anything is not in the queue yet, would not be told
@@ -363,12 +380,7 @@ impl Accept {
     /// it. Who connects meanwhile is served too.
     ///
     /// Beyond the maximum if need be: a place that is never free would be a client that is never answered.
-    async fn accept_last(
-        &self,
-        listener: &AsyncFd<Arc<OwnedFd>>,
-        admission: &Arc<Admission>,
-        serve: &impl Fn(Client, Origin, Place),
-    ) {
+    async fn accept_last(&self, admission: &Arc<Admission>, serve: &impl Fn(Client, Origin, Place)) {
         let is_tcp = crate::handoff::defer_accept(self.socket.as_fd(), 0).is_ok();
         let end = Instant::now() + if is_tcp { LAST_WORD } else { Duration::ZERO };
         loop {
@@ -378,7 +390,7 @@ impl Accept {
                     self.give(client, peer, Place(Arc::clone(admission)), serve);
                 }
                 Err(Errno::AGAIN) => {
-                    let more = tokio::time::timeout_at(end, listener.readable()).await;
+                    let more = tokio::time::timeout_at(end, self.socket.readable()).await;
                     match more {
                         Ok(Ok(mut guard)) => guard.clear_ready(),
                         _ => return,
@@ -393,7 +405,7 @@ impl Accept {
     /// Whether there is still no descriptor but the reserve's. A new one gets the lowest free number, so asking for one
     /// tells. Otherwise every pause would end with one more client, and eat the reserve up slowly.
     fn exhaustion(&self, admission: &Admission) -> Option<Pause> {
-        match rustix::io::fcntl_dupfd_cloexec(&self.socket, 0) {
+        match rustix::io::fcntl_dupfd_cloexec(self.socket.get_ref(), 0) {
             Ok(lowest) => (number(&lowest) >= admission.descriptors_max).then_some(Pause::Exhausted(None)),
             Err(error) => Some(Pause::Exhausted(Some(error))),
         }
@@ -425,7 +437,7 @@ impl Accept {
 
     fn accept(&self) -> Result<(OwnedFd, Option<SocketAddrAny>), Errno> {
         loop {
-            match rustix::net::acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match rustix::net::acceptfrom_with(self.socket.get_ref(), SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Err(Errno::INTR) => {}
                 result => return result,
             }

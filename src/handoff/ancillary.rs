@@ -24,13 +24,11 @@ use std::io;
 use std::io::IoSlice;
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-#[cfg(feature = "gateway")]
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 #[cfg(feature = "gateway")]
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 #[cfg(feature = "gateway")]
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -62,11 +60,18 @@ pub(super) struct Received {
 /// descriptors are on their way already. EMSGSIZE: the packet is larger than the send buffer.
 #[cfg(feature = "gateway")]
 pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> nix::Result<usize> {
-    let numbers = descriptor.map(|descriptor| descriptor.as_raw_fd());
-    let rights = [ControlMessage::ScmRights(numbers.as_slice())];
-    let control = if numbers.is_some() { &rights[..] } else { &[] };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None))
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut room);
+    let descriptors = descriptor.as_slice();
+    if !descriptors.is_empty() {
+        let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
+        assert!(fits, "there is room for one");
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    uninterrupted(|| {
+        rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
+            .map_err(|error| Errno::from_raw(error.raw_os_error()))
+    })
 }
 
 /// Receives into `buffer` and adopts every descriptor that comes along, before anybody judges them.
@@ -165,15 +170,6 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
     Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
 }
 
-/// Registers a socket with the runtime's epoll, edge-triggered, for being closed at the other end. Gives it back when
-/// epoll is out of memory or watches.
-#[cfg(feature = "gateway")]
-pub(super) fn watch_close(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, OwnedFd> {
-    // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
-    // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
-    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(|error| error.into_parts().0)
-}
-
 /// Leaves a client in the kernel until its first bytes are here, or `seconds` have passed (TCP_DEFER_ACCEPT, tcp(7)): a
 /// client that is accepted can then be read at once.
 ///
@@ -188,15 +184,16 @@ pub fn defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Registers a socket with the reactor of the runtime that this is called in; dropping the result takes it out again.
+/// Registers a socket with the reactor of the runtime that this is called in; dropping the result, or taking the socket
+/// out of it, ends that.
 ///
 /// # Errors
-/// What epoll_ctl(2) says.
+/// What epoll_ctl(2) says, beside the socket.
 #[cfg(feature = "gateway")]
-pub fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: the socket stays open, and its number the same, as long as the registration: the AsyncFd holds an owner of
-    // it and drops the registration first, and no owner of a shared OwnedFd can make it name another descriptor.
-    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(|error| error.into_parts().1)
+pub fn watch(socket: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
+    // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(|error| error.into_parts())
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec, those that this process was started with included: what it starts

@@ -19,6 +19,10 @@ pub struct Beat {
     waiting: AtomicUsize,
     begun: Notify,
     beats: Notify,
+    /// How many messages were sent since the worker had nothing else to do.
+    fresh: AtomicUsize,
+    rests: Notify,
+    has_rests: bool,
 }
 
 /// Counts somebody who waits, until dropped.
@@ -31,9 +35,45 @@ impl Beat {
             while self.waiting.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(INTERVAL).await;
                 self.beats.notify_waiters();
+                self.look();
             }
             self.begun.notified().await;
         }
+    }
+
+    /// A beat whose worker says when it has nothing else to do ([`Beat::rest`]).
+    pub fn with_rests() -> Self {
+        Self { has_rests: true, ..Self::default() }
+    }
+
+    /// To be called by the worker's thread whenever it is about to sleep: messages that were sent since the last time are
+    /// looked at. With several of them it is likely that a daemon has the processor's other half of the work to do, so it
+    /// is offered this one first: that costs what going to sleep would cost.
+    pub fn rest(&self) {
+        match self.fresh.load(Ordering::Relaxed) {
+            0 => return,
+            1 => {}
+            _ => std::thread::yield_now(),
+        }
+        self.look();
+    }
+
+    fn look(&self) {
+        self.fresh.store(0, Ordering::Relaxed);
+        self.rests.notify_waiters();
+    }
+
+    /// Waits until the worker has nothing else to do, or for a beat; says whether that was worth waiting for.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub(super) async fn pause(&self) -> bool {
+        if self.has_rests {
+            let _waiting = Waiting::begin(self);
+            self.fresh.fetch_add(1, Ordering::Relaxed);
+            self.rests.notified().await;
+        }
+        self.has_rests
     }
 
     /// Waits for `count` beats.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
@@ -220,7 +221,7 @@ pub async fn send(
     }
     let sent = Sent { client, connection, evidence, blocking: to.blocking };
     let sent = sent.write(bytes, kind, deadlines.send).await?;
-    sent.wait(Instant::now() + deadlines.acknowledge, beat).await
+    sent.wait(deadlines.acknowledge, beat).await
 }
 
 /// Connects, within `patience`, to a process that may receive clients.
@@ -312,12 +313,19 @@ impl Sent {
     }
 
     /// Waits for the message to be read, in the kernel's words.
-    async fn wait(self, deadline: Instant, beat: &Beat) -> Result<Taken, SendError> {
+    async fn wait(self, patience: Duration, beat: &Beat) -> Result<Taken, SendError> {
+        if beat.pause().await {
+            match look(self.connection.as_fd()) {
+                Ok(Look::Unread) => {}
+                looked => return self.judge(looked),
+            }
+        }
+        let deadline = Instant::now() + patience;
         let Self { client, connection, evidence, blocking } = self;
-        let connection = match ancillary::watch_close(connection) {
+        let connection = match ancillary::watch(connection, Interest::READABLE) {
             Ok(connection) => connection,
-            // Nothing is lost by it but the waiting.
-            Err(connection) => return Err(Self { client, connection, evidence, blocking }.unread()),
+            // Epoll is out of memory or watches: nothing is lost by it but the waiting.
+            Err((connection, _)) => return Err(Self { client, connection, evidence, blocking }.unread()),
         };
         let looked = wake_and_look(&connection, deadline, beat).await;
         Self { client, connection: connection.into_inner(), evidence, blocking }.judge(looked)
