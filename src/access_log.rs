@@ -332,6 +332,11 @@ impl Line {
         }
     }
 
+    /// The time, if there is a log that wants to know how long something took.
+    pub fn clock(&self) -> Option<Instant> {
+        self.0.is_some().then(Instant::now)
+    }
+
     /// Writes it now.
     pub fn end(&mut self) {
         drop(Self(self.0.take()));

@@ -110,7 +110,8 @@ pub async fn next(
     };
 
     let line = begin();
-    let deadline = Instant::now() + limits.head_timeout;
+    // Most heads are whole at the first look, and need no clock.
+    let mut deadline = None;
     let mut seen = first;
     loop {
         match seen {
@@ -119,6 +120,7 @@ pub async fn next(
             Seen::End => return Arrival::Gone(line),
             Seen::Nothing | Seen::Part => {}
         }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + limits.head_timeout);
         match tokio::time::timeout_at(deadline, client.readable()).await {
             Ok(Ok(())) => seen = partial.look(client, limits.head),
             Ok(Err(_)) => return Arrival::Gone(line),

@@ -4,6 +4,7 @@
 //! [`Guard::spawn`] only, so that the count cannot be wrong.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -13,7 +14,7 @@ pub struct Drain(watch::Sender<Phase>);
 
 /// Held by whatever must be finished.
 #[derive(Clone, Debug)]
-pub struct Guard(watch::Receiver<Phase>);
+pub struct Guard(Arc<watch::Receiver<Phase>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -25,7 +26,7 @@ impl Drain {
     /// A new one and its first guard.
     pub fn new() -> (Self, Guard) {
         let (sender, receiver) = watch::channel(Phase::Serving);
-        (Self(sender), Guard(receiver))
+        (Self(sender), Guard(Arc::new(receiver)))
     }
 
     /// Tells every guard to finish.
@@ -49,6 +50,12 @@ impl Guard {
         tokio::spawn(task(self.clone()));
     }
 
+    /// The same, with clones of its own to count: those of one thread then disturb no other's cache.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self(Arc::new(watch::Receiver::clone(&self.0)))
+    }
+
     /// Whether it is time to finish.
     pub fn is_draining(&self) -> bool {
         *self.0.borrow() == Phase::Draining
@@ -60,7 +67,7 @@ impl Guard {
     /// Dropping it changes nothing.
     pub async fn draining(&mut self) {
         // An error means that the `Drain` is gone: nobody is left to wait for us.
-        drop(self.0.wait_for(|phase| *phase == Phase::Draining).await);
+        drop(watch::Receiver::clone(&self.0).wait_for(|phase| *phase == Phase::Draining).await);
     }
 }
 

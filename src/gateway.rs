@@ -9,7 +9,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
@@ -80,7 +79,6 @@ pub enum StartError {
 /// A gateway that serves.
 #[derive(Debug)]
 pub struct Gateway {
-    settings: Arc<ArcSwap<Settings>>,
     policies: Policies,
     log: Option<(access_log::Options, AccessLog)>,
     admission: Arc<Admission>,
@@ -103,6 +101,7 @@ struct Listening {
 
 #[derive(Debug)]
 struct WorkerThread {
+    worker: Arc<Worker>,
     accepts: mpsc::UnboundedSender<Begin>,
     thread: std::thread::JoinHandle<()>,
 }
@@ -126,21 +125,12 @@ impl Gateway {
         let (drain, guard) = Drain::new();
         let admission = Arc::new(Admission::new(config.connections_max, descriptors));
         let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
-        let settings = Arc::new(ArcSwap::from_pointee(settings(config, &policies, log.as_ref())));
-        let workers =
-            (0..count).map(|index| spawn_worker(index, count, &settings, &admission)).collect::<Result<_, _>>()?;
-        let mut gateway = Self {
-            settings,
-            policies,
-            log,
-            admission,
-            listening: Vec::new(),
-            workers,
-            user,
-            drain_timeout,
-            drain,
-            guard,
-        };
+        let workers = settings(config, &policies, log.as_ref(), count)
+            .enumerate()
+            .map(|(index, settings)| spawn_worker(Worker::new(index, count, settings), &admission))
+            .collect::<Result<_, _>>()?;
+        let mut gateway =
+            Self { policies, log, admission, listening: Vec::new(), workers, user, drain_timeout, drain, guard };
         for (options, listener) in listeners {
             gateway.listen(options, listener);
         }
@@ -157,9 +147,10 @@ impl Gateway {
         &self.policies
     }
 
-    /// The settings in force, whatever is reloaded.
-    pub fn settings(&self) -> Arc<ArcSwap<Settings>> {
-        Arc::clone(&self.settings)
+    /// A way to the access log in force, whatever is reloaded.
+    pub fn access_log(&self) -> impl Fn() -> Option<AccessLog> + use<> {
+        let worker = self.workers.first().map(|w| Arc::clone(&w.worker));
+        move || worker.as_ref()?.settings.load().log.clone()
     }
 
     /// Puts another configuration into force, all of it or nothing. Requests under way keep the old one.
@@ -189,7 +180,12 @@ impl Gateway {
         let wanted: Vec<_> = config.listeners.iter().map(|l| l.options.clone()).collect();
         self.drain_timeout = config.drain_timeout;
         self.admission.set_max(config.connections_max);
-        self.settings.store(Arc::new(settings(config, &policies, log.as_ref())));
+        let count = self.workers.len();
+        for (WorkerThread { worker, .. }, settings) in
+            self.workers.iter().zip(settings(config, &policies, log.as_ref(), count))
+        {
+            worker.settings.store(Arc::new(settings));
+        }
         (self.policies, self.log) = (policies, log);
         for (options, listener) in added {
             tracing::info!("listening on {listener}");
@@ -211,7 +207,7 @@ impl Gateway {
         for worker in &self.workers {
             if let Some(accept) = listener.socket() {
                 // A worker ends after its sender is dropped, not before.
-                drop(worker.accepts.send((accept, until.clone(), self.guard.clone())));
+                drop(worker.accepts.send((accept, until.apart(), self.guard.apart())));
             }
         }
         self.listening.push(Listening { options, listener, stop });
@@ -234,7 +230,7 @@ impl Gateway {
             }
             () = cut => tracing::warn!(requests = admission.count(), "cut: told to end a second time"),
         }
-        for WorkerThread { accepts, thread } in workers {
+        for WorkerThread { accepts, thread, .. } in workers {
             drop(accepts);
             if thread.join().is_err() {
                 tracing::error!("a worker had panicked");
@@ -247,8 +243,16 @@ impl Gateway {
     }
 }
 
-fn settings(config: Config, policies: &Policies, log: Option<&(access_log::Options, AccessLog)>) -> Settings {
+/// The settings of each of `count` workers. Targets are the same for all, because they count what is in flight.
+fn settings<'a>(
+    config: Config,
+    policies: &'a Policies,
+    log: Option<&'a (access_log::Options, AccessLog)>,
+    count: usize,
+) -> impl Iterator<Item = Settings> + use<'a> {
+    let Config { limits, routes, targets, prefixes, handoff, pages, .. } = config;
     let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
+    let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
     let route = |r: config::Route| Route {
         name: r.name.into(),
         host: r.host,
@@ -257,13 +261,13 @@ fn settings(config: Config, policies: &Policies, log: Option<&(access_log::Optio
         policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
         default: r.default,
     };
-    Settings {
-        limits: config.limits,
-        routes: Table::new(config.routes.into_iter().map(route).collect()),
-        targets: target::Table::new(config.targets.into_iter().map(target).collect(), config.prefixes, config.handoff),
-        pages: config.pages,
+    (0..count).map(move |_| Settings {
+        limits: limits.clone(),
+        routes: Table::new(routes.iter().cloned().map(route).collect()),
+        targets: Arc::clone(&targets),
+        pages: pages.clone(),
         log: log.map(|(_, log)| log.clone()),
-    }
+    })
 }
 
 type OpenLog = Option<(access_log::Options, AccessLog)>;
@@ -297,16 +301,14 @@ fn bind(
     .collect()
 }
 
-fn spawn_worker(
-    index: usize,
-    count: usize,
-    settings: &Arc<ArcSwap<Settings>>,
-    admission: &Arc<Admission>,
-) -> io::Result<WorkerThread> {
+fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<WorkerThread> {
     let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
-    let worker = Arc::new(Worker::new(index, count, Arc::clone(settings)));
+    let worker = Arc::new(worker);
     let admission = Arc::clone(admission);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let idle = Arc::clone(&worker);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(move || idle.beat.rest()).build()?;
+    let (worker, ours) = (Arc::clone(&worker), worker);
     let work = move || {
         runtime.block_on(async {
             let begin = async {
@@ -328,8 +330,8 @@ fn spawn_worker(
             }
         });
     };
-    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
-    Ok(WorkerThread { accepts, thread })
+    let thread = std::thread::Builder::new().name(format!("worker-{}", ours.index)).spawn(work)?;
+    Ok(WorkerThread { worker: ours, accepts, thread })
 }
 
 /// Allows as many descriptors as the system lets us have, and returns how many.

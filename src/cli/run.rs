@@ -52,14 +52,14 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
         ready(&gateway);
 
         let (tell, told) = tokio::sync::mpsc::unbounded_channel();
-        let settings = gateway.settings();
+        let access_log = gateway.access_log();
         let hear = async {
             loop {
                 match signals.next().await {
                     Signal::Drain => return,
                     Signal::Reload => drop(tell.send(())),
                     Signal::Reopen => {
-                        if let Some(log) = &settings.load().log {
+                        if let Some(log) = access_log() {
                             log.reopen();
                         }
                     }

@@ -82,7 +82,7 @@ pub struct Policy {
 }
 
 /// `[[route]]`, resolved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Route {
     /// The path as it was written.
     pub name: String,

@@ -1,7 +1,6 @@
 //! What shall happen with a request: its policies are asked in turn, then its route's default.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::{Serving, hand_over};
 use crate::access_log::micros;
@@ -39,13 +38,13 @@ impl Serving<'_> {
     ) -> Result<(Decided<'r>, Option<Arc<Generation>>), Denied> {
         for policy in &route.policies {
             let generation = policy.current();
-            let began = Instant::now();
+            let began = self.line.clock();
             let result = self.ask(&generation, request, exchange).await;
             self.line.set(|r| {
                 r.policy = Some(Arc::clone(generation.policy()));
                 r.generation = Some(generation.number());
                 r.decision = None;
-                r.decide_us = Some(r.decide_us.unwrap_or(0) + micros(began.elapsed()));
+                r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
             });
             let Decision { action, annotations, .. } = match result.map_err(Failure::from).and_then(fitting) {
                 Ok(decision) => decision,

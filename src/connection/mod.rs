@@ -28,15 +28,15 @@ use crate::route::{Found, Table};
 use crate::target;
 
 /// What connections run on: the configuration, resolved. Swapped whole by a reload; a request keeps the one that it began
-/// with.
+/// with. Each worker has one of its own, because every request counts itself into it.
 #[derive(Debug)]
 pub struct Settings {
     /// What bounds a client.
     pub limits: Limits,
     /// Which policies and which default a request gets.
     pub routes: Table,
-    /// Daemons that take clients.
-    pub targets: target::Table,
+    /// Daemons that take clients; the same for all workers.
+    pub targets: Arc<target::Table>,
     /// Pages that replace the built-in ones.
     pub pages: ErrorPages,
     /// Where requests are logged.
@@ -79,7 +79,7 @@ pub struct Worker {
     /// From 0; names the worker's pool of warm instances.
     pub index: usize,
     /// The settings in force.
-    pub settings: Arc<arc_swap::ArcSwap<Settings>>,
+    pub settings: arc_swap::ArcSwap<Settings>,
     /// What handoffs wait by; whoever runs the worker runs it.
     pub beat: Beat,
     /// How many policies may wait for bodies at a time: each keeps an instance while it does.
@@ -91,9 +91,10 @@ const BODY_WAITS_MAX: usize = 512;
 
 impl Worker {
     /// One of `count` workers.
-    pub fn new(index: usize, count: usize, settings: Arc<arc_swap::ArcSwap<Settings>>) -> Self {
+    pub fn new(index: usize, count: usize, settings: Settings) -> Self {
+        let settings = arc_swap::ArcSwap::from_pointee(settings);
         let body_waits = Semaphore::new((BODY_WAITS_MAX / count).max(1));
-        Self { index, settings, beat: Beat::default(), body_waits }
+        Self { index, settings, beat: Beat::with_rests(), body_waits }
     }
 }
 
@@ -116,7 +117,7 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
                 line.set(|r| r.error = Some(fault.to_string()));
                 let page = respond::page(fault.status(), Form::Html, &settings.pages);
                 let exchange = Exchange::of_fault(client);
-                drop(answer(exchange, &settings, &mut guard, &mut line, Outcome::ClientError, &page).await);
+                drop(Box::pin(answer(exchange, &settings, &mut guard, &mut line, Outcome::ClientError, &page)).await);
                 break;
             }
             Arrival::Gone(mut line) => {
@@ -193,8 +194,9 @@ impl Serving<'_> {
         self.answer(exchange, outcome, &page).await
     }
 
+    /// In memory of its own: the task of every request that is handed over would have to have room for it.
     async fn answer(mut self, exchange: Exchange, outcome: Outcome, page: &Answer) -> Option<Client> {
-        answer(exchange, self.settings, self.guard, &mut self.line, outcome, page).await
+        Box::pin(answer(exchange, self.settings, self.guard, &mut self.line, outcome, page)).await
     }
 }
 
