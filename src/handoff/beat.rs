@@ -1,9 +1,13 @@
-//! A beat that many waits share.
+//! When messages that were sent are looked at.
 //!
-//! A handoff that waits to be read is told of the end of its connection by epoll; that its message was read while the
-//! daemon keeps the connection open, and that its deadline has passed, it finds out by looking now and then. A timer for
-//! each of them would be set and cleared thousands of times a second, so all of a worker's share one, which stands still
-//! while nobody waits.
+//! First when the worker has nothing else to do. A daemon that was just woken reads at once when it gets a processor, so
+//! the worker offers its own (sched_yield(2)) and then looks: most messages are read by then, and epoll is never told of
+//! their connections. Going to sleep would have given the processor away as well.
+//!
+//! What is unread then is watched. Of the end of a connection epoll tells; that a message was read while the daemon keeps
+//! the connection open, and that a deadline has passed, is found out by looking now and then. A timer for each handoff
+//! would be set and cleared thousands of times a second, so all of a worker's share one beat, which stands still while
+//! nobody waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -46,15 +50,13 @@ impl Beat {
         Self { has_rests: true, ..Self::default() }
     }
 
-    /// To be called by the worker's thread whenever it is about to sleep: messages that were sent since the last time are
-    /// looked at. With several of them it is likely that a daemon has the processor's other half of the work to do, so it
-    /// is offered this one first: that costs what going to sleep would cost.
+    /// To be called by the worker's thread whenever it is about to sleep: offers the processor to whoever may read what was
+    /// sent since the last time, and has it looked at.
     pub fn rest(&self) {
-        match self.fresh.load(Ordering::Relaxed) {
-            0 => return,
-            1 => {}
-            _ => std::thread::yield_now(),
+        if self.fresh.load(Ordering::Relaxed) == 0 {
+            return;
         }
+        std::thread::yield_now();
         self.look();
     }
 
