@@ -1,0 +1,158 @@
+//! Who may use whom in `src`: what the crate's documentation promises by what is absent.
+
+use std::path::{Path, PathBuf};
+
+/// A source file by its path below `src`, and its lines of code: without comments, and without the tests at its foot.
+struct Source {
+    path: String,
+    lines: Vec<(usize, String)>,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut files: Vec<PathBuf> = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of src") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let read = |file: PathBuf| {
+        let text = std::fs::read_to_string(&file).expect("a source file");
+        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().map(str::trim).enumerate().filter(|(_, line)| !line.starts_with("//"));
+        let path = file.strip_prefix(&root).expect("below src").display().to_string();
+        Source { path, lines: lines.map(|(at, line)| (at + 1, line.to_owned())).collect() }
+    };
+    let is_code = |f: &PathBuf| f.extension().is_some_and(|e| e == "rs") && !f.ends_with("tests.rs");
+    files.into_iter().filter(is_code).map(read).collect()
+}
+
+/// Where `name` stands as a whole word in front of `::`, or behind `use`, in files that `is_meant` picks.
+fn uses(sources: &[Source], name: &str, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let names = |line: &str| {
+        line.match_indices(name).any(|(at, _)| {
+            let free = line[..at].chars().next_back().is_none_or(|c| !is_part(c));
+            free && line[at + name.len()..].starts_with("::")
+        })
+    };
+    let found = sources.iter().filter(|s| is_meant(&s.path)).flat_map(|s| {
+        s.lines.iter().filter(|(_, line)| names(line)).map(|(at, line)| format!("src/{}:{at}: {line}", s.path))
+    });
+    found.collect()
+}
+
+fn is_in(path: &str, places: &[&str]) -> bool {
+    places.iter().any(|place| path == *place || (place.ends_with('/') && path.starts_with(place)))
+}
+
+#[test]
+fn what_is_pure_knows_no_socket_no_clock_and_no_guest() {
+    let pure = ["http/", "decision.rs", "handoff/message.rs"];
+    let sources = sources();
+    for name in [
+        "tokio",
+        "nix",
+        "rustix",
+        "wasmtime",
+        "std::fs",
+        "std::os",
+        "std::process",
+        "std::thread",
+        "std::time::Instant",
+        "std::time::SystemTime",
+        "Instant",
+        "SystemTime",
+        "TcpStream",
+        "UnixStream",
+    ] {
+        let found = uses(&sources, name, |path| is_in(path, &pure));
+        assert!(found.is_empty(), "{name} in what is pure:\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn handoff_uses_nothing_of_the_crate() {
+    let found = uses(&sources(), "crate", |path| is_in(path, &["handoff/"]));
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn leaves_do_not_use_each_other_nor_whoever_uses_them() {
+    let sources = sources();
+    let above = [
+        "connection",
+        "gateway",
+        "listener",
+        "arrival",
+        "exchange",
+        "client",
+        "drain",
+        "target",
+        "config",
+        "cli",
+        "reload",
+    ];
+    for (leaf, others) in [
+        ("policy/", &["handoff", "respond", "access_log"][..]),
+        ("respond.rs", &["policy", "handoff", "access_log"]),
+        ("http/", &["policy", "handoff", "respond", "request", "access_log"]),
+    ] {
+        for other in others.iter().chain(&above) {
+            let found = uses(&sources, &format!("crate::{other}"), |path| is_in(path, &[leaf]));
+            assert!(found.is_empty(), "{leaf} uses {other}:\n{}", found.join("\n"));
+        }
+    }
+}
+
+#[test]
+fn only_config_and_what_starts_the_program_know_the_configuration() {
+    let found = uses(&sources(), "crate::config", |path| !is_in(path, &["config/", "cli/", "gateway.rs", "reload.rs"]));
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn each_outside_crate_has_a_home() {
+    let sources = sources();
+    for (name, home) in [
+        ("anyhow", &["cli/", "main.rs", "policy/componentize.rs"][..]),
+        ("arc_swap", &["connection/mod.rs", "policy/mod.rs"]),
+        ("clap", &["cli/", "main.rs", "log.rs"]),
+        ("httparse", &["http/"]),
+        ("nix", &["handoff/", "cli/receive.rs", "config/resolve.rs", "gateway.rs", "policy/epoch.rs"]),
+        ("notify", &["policy/reload.rs"]),
+        ("rustix", &["client.rs", "handoff/ancillary.rs", "listener.rs"]),
+        ("serde", &["access_log.rs", "config/"]),
+        ("sha2", &["policy/generation.rs"]),
+        ("toml", &["cli/demo.rs", "config/"]),
+        ("tracing_subscriber", &["log.rs"]),
+        ("ulid", &["request.rs"]),
+        ("wasmparser", &["policy/componentize.rs"]),
+        ("wasmtime", &["policy/"]),
+        ("wasmtime_wizer", &["policy/snapshot.rs"]),
+        ("wit_component", &["policy/componentize.rs"]),
+    ] {
+        let found = uses(&sources, name, |path| !is_in(path, home));
+        assert!(found.is_empty(), "{name} away from home:\n{}", found.join("\n"));
+        assert!(
+            !uses(&sources, name, |path| is_in(path, home)).is_empty(),
+            "{name} is not used where it lives: mend this list"
+        );
+    }
+}
+
+#[test]
+fn unsafe_stands_in_one_file_and_tasks_begin_in_another() {
+    for source in sources() {
+        for (at, line) in &source.lines {
+            if source.path != "handoff/ancillary.rs" {
+                assert!(!line.contains("unsafe {") && !line.contains("unsafe fn"), "src/{}:{at}: {line}", source.path);
+            }
+            if source.path != "drain.rs" && !is_in(&source.path, &["cli/"]) {
+                assert!(!line.contains("tokio::spawn("), "src/{}:{at}: {line}", source.path);
+            }
+        }
+    }
+}
