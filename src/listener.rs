@@ -114,8 +114,9 @@ impl Listener {
     pub fn bind(options: &Options, others: &[Options], workers: usize) -> io::Result<Self> {
         let (socket, local, made) = match &options.address {
             Address::Tcp(address) => {
-                probe(*address)?;
-                let socket = bind_tcp(*address, others)?;
+                // Alone, or two programs of one user would share the clients. The others of ours may join when it listens.
+                let socket = bind_tcp(*address, others, Sharing::Not)?;
+                sockopt::set_socket_reuseport(&socket, true)?;
                 let local = rustix::net::getsockname(&socket)?;
                 (socket, Address::Tcp(tcp_address(&local).unwrap_or(*address)), None)
             }
@@ -127,7 +128,7 @@ impl Listener {
         let mut sockets = Vec::with_capacity(workers);
         for _ in 1..workers {
             sockets.push(match &local {
-                Address::Tcp(address) => bind_tcp(*address, others)?,
+                Address::Tcp(address) => bind_tcp(*address, others, Sharing::WithOurs)?,
                 Address::Unix(_) => socket.try_clone()?,
             });
         }
@@ -164,17 +165,6 @@ impl Drop for Listener {
     }
 }
 
-/// Fails where somebody else listens: with SO_REUSEPORT alone two programs of one user would share the clients.
-fn probe(address: SocketAddr) -> io::Result<()> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    Ok(rustix::net::bind(&socket, &address)?)
-}
-
 /// Which file it was. A number is given to the next file as soon as its own is gone, so the time of birth belongs to it
 /// where the file system knows one: the program that replaces us may have made its socket by the time we end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +180,15 @@ impl Made {
     }
 }
 
-fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
+/// Whether a socket may listen where another does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Not,
+    /// With those of the same user that allow it (SO_REUSEPORT, socket(7)).
+    WithOurs,
+}
+
+fn bind_tcp(address: SocketAddr, others: &[Options], sharing: Sharing) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
@@ -198,7 +196,7 @@ fn bind_tcp(address: SocketAddr, others: &[Options]) -> io::Result<OwnedFd> {
     // Inherited by every accepted client: tokens are small, and each shall leave at once.
     sockopt::set_tcp_nodelay(&socket, true)?;
     // One for each worker: the kernel spreads clients over them and wakes one worker for each, not all.
-    sockopt::set_socket_reuseport(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, sharing == Sharing::WithOurs)?;
     crate::handoff::defer_accept(socket.as_fd(), DEFER_SECONDS)?;
     if address.is_ipv6() {
         // Two times port 0 are two ports.
@@ -472,6 +470,29 @@ fn number(descriptor: &OwnedFd) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each binds several sockets to the address, and none of them may slip in between another's.
+    #[test]
+    fn of_gateways_that_start_together_one_gets_the_address() {
+        let options = |port| Options { name: "http".into(), address: Address::Tcp(([127, 0, 0, 1], port).into()) };
+        let free = Listener::bind(&options(0), &[], 1).expect("some port");
+        let Address::Tcp(address) = free.local else { panic!("it was asked for TCP") };
+        drop(free);
+        for _ in 0..100 {
+            let barrier = std::sync::Barrier::new(4);
+            let bound = std::thread::scope(|scope| {
+                let bind = || {
+                    barrier.wait();
+                    let bound = Listener::bind(&options(address.port()), &[], 8);
+                    barrier.wait();
+                    bound.is_ok()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(bind)).collect();
+                threads.into_iter().map(|t| t.join().expect("no panic")).filter(|&is_bound| is_bound).count()
+            });
+            assert_eq!(bound, 1);
+        }
+    }
 
     /// Two clients leave at the same time, and whoever is woken first has none to accept.
     #[tokio::test]
