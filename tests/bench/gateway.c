@@ -131,14 +131,21 @@ static int unread_end(int s)
 	return client;
 }
 
-/* Something happened to the connection whose message is unread: was it read? */
+/* Something happened to the connection whose message is unread: was it read?
+ * The event can come while the last byte of what is counted is not given back
+ * yet. And the end of the connection can be seen a moment before its reset: what
+ * counts as unread must be seen to end twice. */
 static void look_at_unread(int s)
 {
 	int queued = 0;
+	ssize_t n;
 	char byte;
 
 	ioctl(s, SIOCOUTQ, &queued);
-	if (recv(s, &byte, 1, 0) == 0 || (errno == EAGAIN && queued == 0))
+	n = recv(s, &byte, 1, 0);
+	if (n == 0 && queued > 1)
+		n = recv(s, &byte, 1, 0);
+	if (n == 0 || (n < 0 && errno == EAGAIN && queued <= 1))
 		close(unread_end(s)); /* yes: the client is the daemon's */
 	else if (errno != EAGAIN)
 		refuse(unread_end(s), "503 Service Unavailable"); /* never: it is ours */

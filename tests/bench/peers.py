@@ -1,0 +1,255 @@
+"""How each gateway that is measured is started, and what daemon it needs behind it.
+
+The configurations are what each program's own manual gives for this work: two workers, no access
+log, and otherwise its defaults. README.md says what they are compared for.
+"""
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from machine import HERE, ROOT, Failed, compile_c, first_line, free_port, line_in, line_with, process, wait_for_port
+
+WORKERS = 2
+TOKEN = "8f14e45fceea167a5a36dedd4bea2543"  # what every request carries
+PATH = "/v1/chat"  # of every request, without its query
+APACHE_MODULES = pathlib.Path("/usr/lib/apache2/modules")  # Debian's
+
+FLOORS = ("floor", "floor-read")
+BATONS = ("baton", "baton-nopolicy")
+# By name: the program it needs, and the dialect of its daemon.
+SERVERS = {
+    "nginx": ("nginx", "http"),
+    "nginx-keepalive": ("nginx", "http"),
+    "haproxy": ("haproxy", "http"),
+    "apache-fdpass": ("apache2", "fdpass"),
+}
+ALL = (*FLOORS, *BATONS, *SERVERS)
+REFERENCE = ("reference", "reference-read")
+
+
+def program(name):
+    """Where a program is, if it is; servers are often not on the path of a user."""
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
+
+
+def is_here(name):
+    if name not in SERVERS:
+        return True
+    return program(SERVERS[name][0]) is not None and (
+        not name.startswith("apache") or (APACHE_MODULES / "mod_proxy_fdpass.so").exists())
+
+
+def chosen(wanted, otherwise=ALL):
+    """The peers to measure. Whoever names one wants it; of the others, those that are here."""
+    for name in wanted or ():
+        if not is_here(name):
+            raise Failed(f"{name}: {SERVERS[name][0]} is not installed")
+    for name in () if wanted else otherwise:
+        if not is_here(name):
+            print(f"{name} is left out: {SERVERS[name][0]} is not installed", file=sys.stderr)
+    return list(wanted or filter(is_here, otherwise))
+
+
+def versions(names):
+    """Of the servers among these peers."""
+    needed = sorted({SERVERS[name][0] for name in names if name in SERVERS})
+    return {name: first_line(program(name), "-v") for name in needed}
+
+
+def daemon_dialect(name):
+    return SERVERS[name][1] if name in SERVERS else "seqpacket"
+
+
+# --- configurations ------------------------------------------------------------------------------
+
+def unprivileged(line):
+    """What a server that was started as root becomes; one that was not says it cannot."""
+    return line if os.geteuid() == 0 else ""
+
+
+def baton_config(daemon_socket, policy):
+    """Without an access log: the floor writes none."""
+    policies = 'policies = ["bench"]\n' if policy else ""
+    default = "{ respond = { status = 404 } }" if policy else '{ handoff = "chat" }'
+    text = f"""[gateway]
+workers = {WORKERS}
+
+[[listener]]
+name = "http"
+address = "127.0.0.1:0"
+
+[target.chat]
+sockets = ["{daemon_socket}"]
+dialect = "seqpacket"
+
+[[route]]
+path = "/"
+{policies}default = {default}
+"""
+    if policy:
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        text += f"""
+[policy.bench]
+module = "{policy}"
+targets = ["chat"]
+config = {{ target = "chat", realm = "bench", tokens = {{ "{digest}" = "reader" }} }}
+"""
+    return text
+
+
+def nginx_config(directory, port, daemon_socket, keepalive, streams):
+    """`keepalive` as ngx_http_upstream_module says: connections to keep, HTTP/1.1, no Connection."""
+    kept = "keepalive 64;" if keepalive else ""
+    ask = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keepalive else ""
+    whole = "proxy_buffering off; proxy_read_timeout 1h;" if streams else ""
+    paths = "\n".join(f"    {kind}_temp_path {directory}/{kind};"
+                      for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    return f"""daemon off;
+{unprivileged("user nobody nogroup;")}
+worker_processes {WORKERS};
+worker_rlimit_nofile {max(streams * 2, 1024) + 1000};
+pid {directory}/pid;
+error_log stderr warn;
+events {{ worker_connections {max(streams * 2, 1024) + 500}; }}
+http {{
+    access_log off;
+{paths}
+    upstream daemon {{ server unix:{daemon_socket}; {kept} }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{ proxy_pass http://daemon; {ask} {whole} }}
+    }}
+}}
+"""
+
+
+def haproxy_config(port, daemon_socket, streams):
+    return f"""global
+    nbthread {WORKERS}
+    maxconn {max(streams, 1000) + 200}
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+frontend http
+    bind 127.0.0.1:{port} backlog 4096
+    default_backend daemon
+backend daemon
+    server daemon unix@{daemon_socket}
+"""
+
+
+def apache_config(directory, port, daemon_socket):
+    """Two processes with a thread for each of the clients that the load has at most.
+
+    An address must have a host to be one, so the socket's path is written as relative to ServerRoot."""
+    return f"""ServerRoot {directory.parent}
+ServerName bench.example
+PidFile {directory}/pid
+DefaultRuntimeDir {directory}
+ErrorLog /dev/stderr
+LoadModule mpm_event_module {APACHE_MODULES}/mod_mpm_event.so
+LoadModule authz_core_module {APACHE_MODULES}/mod_authz_core.so
+LoadModule proxy_module {APACHE_MODULES}/mod_proxy.so
+LoadModule proxy_fdpass_module {APACHE_MODULES}/mod_proxy_fdpass.so
+{unprivileged("User nobody")}
+{unprivileged("Group nogroup")}
+Listen 127.0.0.1:{port}
+ListenBacklog 4096
+ServerLimit {WORKERS}
+StartServers {WORKERS}
+ThreadsPerChild 64
+MaxRequestWorkers {WORKERS * 64}
+MinSpareThreads 1
+MaxSpareThreads {WORKERS * 64}
+ProxyPass {PATH} fd://{daemon_socket.relative_to(directory.parent)}
+"""
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+def baton_program():
+    if os.environ.get("BATON_BIN"):
+        return os.environ["BATON_BIN"]
+    argv = ["cargo", "build", "--release", "--locked", "--bin", "baton"]
+    if subprocess.run(argv, cwd=ROOT, stdout=sys.stderr).returncode:
+        raise Failed("cargo build --release failed")
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "baton"
+
+
+def rust_policy():
+    """The compiled policy that is measured, or the one in text where guests are not built yet."""
+    build, module = ROOT / "policies" / "build", ROOT / "policies" / "target" / "bearer-rust.wasm"
+    if not build.exists():
+        return HERE / "policy.wat"
+    if not module.exists() and subprocess.run([build], stdout=sys.stderr).returncode:
+        raise Failed("policies/build failed")
+    return module
+
+
+class Peers:
+    """The programs, built once."""
+
+    def __init__(self, names, directory, policy, reference=None):
+        self.directory, self.policy = directory, policy
+        self.daemon = compile_c(HERE / "daemon.c", directory)
+        self.floor = compile_c(HERE / "gateway.c", directory)
+        self.reference = compile_c(reference, directory) if reference else None
+        self.baton = baton_program() if any(n in BATONS for n in names) else None
+
+    def log(self, name):
+        """What a gateway says; a file, because a pipe that nobody reads stops its writer."""
+        return self.directory / f"{name}.log"
+
+    @contextlib.contextmanager
+    def behind(self, name, streams=0):
+        """A fresh gateway before a fresh daemon: both processes, and the gateway's port.
+
+        `streams` is how many event streams the daemon is to give at a time; 0: it gives answers."""
+        with tempfile.TemporaryDirectory(prefix="bb") as d:  # short: a socket's path has 107 bytes
+            directory = pathlib.Path(d)
+            directory.chmod(0o755)  # a server's workers are somebody else than root
+            socket = directory / "d"
+            argv = [self.daemon, "-u", socket, "-d", daemon_dialect(name), *(["-e"] if streams else [])]
+            with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
+                line_with("ready\n", daemon, daemon.stdout)
+                with self._gateway(name, directory, socket, streams) as (gateway, port):
+                    yield daemon, gateway, port
+
+    @contextlib.contextmanager
+    def _gateway(self, name, directory, socket, streams):
+        port, listeners = None, 1  # without a port it says where it listens
+        config = directory / "config"
+        if name in REFERENCE:
+            port, listeners = free_port(), WORKERS
+            argv = [self.reference, "-p", port, "-u", socket, "-n", WORKERS]
+            argv += ["-A", "read"] if name.endswith("-read") else []
+        elif name in FLOORS:
+            argv = [self.floor, socket, "read" if name.endswith("-read") else "none", WORKERS]
+        elif name in BATONS:
+            config.write_text(baton_config(socket, None if name.endswith("-nopolicy") else self.policy))
+            argv = [self.baton, "run", "-c", config]
+        else:
+            port = free_port()
+            if name == "haproxy":
+                config.write_text(haproxy_config(port, socket, streams))
+                argv = [program("haproxy"), "-f", config]
+            elif name == "apache-fdpass":
+                config.write_text(apache_config(directory, port, socket))
+                argv = [program("apache2"), "-D", "FOREGROUND", "-f", config]
+            else:
+                config.write_text(nginx_config(directory, port, socket, name.endswith("-keepalive"), streams))
+                argv = [program("nginx"), "-p", directory, "-c", config]
+        with open(self.log(name), "wb") as log, process(argv, stdin=subprocess.DEVNULL,
+                                                        stdout=subprocess.DEVNULL, stderr=log) as p:
+            if port:
+                wait_for_port(port, listeners, p, self.log(name))
+            else:
+                port = int(line_in(r"listening on http://127\.0\.0\.1:(\d+)", p, self.log(name))[1])
+            yield p, port
