@@ -4,6 +4,7 @@
 //! bytes that these functions looked at are taken from it.
 
 pub mod body;
+mod error;
 pub mod fields;
 pub mod head;
 pub mod path;
