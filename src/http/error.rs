@@ -12,13 +12,19 @@ pub enum HeadError {
     /// CONNECT asks for a tunnel, which this server is not (RFC 9110 §9.3.6).
     #[error("method CONNECT")]
     Connect,
+    /// A Connection option that is no token, or names a field for every recipient (RFC 9110 §7.6.1).
+    #[error("a faulty Connection option")]
+    Connection,
+    /// A field whose name some programs take for one that delimits the body.
+    #[error("{0} in disguise")]
+    Disguised(&'static str),
     /// A field line that is none: white space before the colon, folding, a character that may not stand there.
     #[error("a malformed field line")]
     Field,
-    /// Several Host fields, one that is no host, or none in HTTP/1.1 (RFC 9112 §3.2).
+    /// Several Host fields, one that is no host or another than the target's, or none in HTTP/1.1 (RFC 9112 §3.2).
     #[error("{0} Host")]
     Host(HostFault),
-    /// Content-Length is no number, a list, or said twice (RFC 9112 §6.3).
+    /// Content-Length is no number of at most 63 bits, a list, or said twice (RFC 9112 §6.3).
     #[error("invalid Content-Length")]
     Length,
     /// Content-Length beside Transfer-Encoding (RFC 9112 §6.1).
@@ -27,6 +33,9 @@ pub enum HeadError {
     /// The path has no single meaning.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// A field that can be said once only (RFC 9110 §5.3).
+    #[error("more than one {0}")]
+    Repeated(&'static str),
     /// The request line is none.
     #[error("a malformed request line")]
     RequestLine,
@@ -62,6 +71,8 @@ pub enum HeadError {
 /// What is wrong with Host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostFault {
+    /// It is not the host of an absolute-form target.
+    Conflicting,
     /// It is no `host[:port]`.
     Invalid,
     /// HTTP/1.1 without it.
@@ -73,6 +84,7 @@ pub enum HostFault {
 impl std::fmt::Display for HostFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Conflicting => "conflicting",
             Self::Invalid => "invalid",
             Self::Missing => "no",
             Self::Repeated => "more than one",
