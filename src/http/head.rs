@@ -4,6 +4,8 @@
 //! implementations could understand differently is refused, because somebody behind us might be the other one. The
 //! exact bytes are kept: a handoff can deliver them.
 
+use std::borrow::Cow;
+
 use super::body::Framing;
 pub use super::error::{HeadError, HostFault};
 use super::fields::{Known, is_token_byte};
@@ -83,6 +85,24 @@ impl Span {
     }
 }
 
+/// A part of the head that has one form. Most clients send it in that form already: then it is not stored again.
+#[derive(Clone, Debug)]
+enum Text {
+    /// Stands nowhere in the head, or need not.
+    Implied(&'static str),
+    Made(Box<str>),
+    Received(Span),
+}
+
+impl Text {
+    fn of(text: Cow<'_, str>, whole: &[u8]) -> Self {
+        match text {
+            Cow::Borrowed(part) => Self::Received(Span::of(part.as_bytes(), whole)),
+            Cow::Owned(made) => Self::Made(made.into()),
+        }
+    }
+}
+
 /// A complete, checked request head and the exact bytes that it was read from.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
@@ -92,8 +112,8 @@ pub struct RequestHead {
     query: Option<Span>,
     version: Version,
     fields: Box<[(Span, Span)]>,
-    path: String,
-    authority: String,
+    path: Text,
+    authority: Text,
     framing: Framing,
     persistence: Persistence,
     expectation: Expectation,
@@ -166,15 +186,21 @@ impl RequestHead {
         let known = Known::read(tokens.headers)?;
         let framing = known.framing(version)?;
         let target_parts = Target::split(method, target)?;
-        let host = match known.host {
-            Some(value) => Some(authority(value)?),
-            None if version == Version::Http11 => return Err(HeadError::Host(HostFault::Missing)),
-            None => None,
-        };
-        // Absolute-form replaces Host (RFC 9112 §3.2.2).
-        let authority = match target_parts.authority {
-            Some(text) => authority(text.as_bytes())?,
-            None => host.unwrap_or_default(),
+        let host = known.host.map(authority).transpose()?;
+        if host.is_none() && version == Version::Http11 {
+            return Err(HeadError::Host(HostFault::Missing));
+        }
+        // Absolute-form replaces Host (RFC 9112 §3.2.2). Somebody behind us who reads only one of them must not find
+        // another host than we did.
+        let authority = match target_parts.absolute {
+            Some(absolute) => {
+                let own = authority(absolute.authority.as_bytes())?;
+                if host.is_some_and(|host| !absolute.agree(&own, &host)) {
+                    return Err(HeadError::Host(HostFault::Conflicting));
+                }
+                Some(own)
+            }
+            None => host,
         };
         if framing != Framing::None {
             if known.upgrade {
@@ -199,10 +225,11 @@ impl RequestHead {
                 })
                 .collect(),
             path: match target_parts.path {
-                "*" => "*".to_owned(),
-                path => path::normalise(path)?,
+                "*" => Text::Implied("*"),
+                "/" => Text::Implied("/"),
+                path => Text::of(path::normalise(path)?, bytes),
             },
-            authority,
+            authority: authority.map_or(Text::Implied(""), |text| Text::of(text, bytes)),
             framing,
             persistence: known.persistence(version),
             expectation: if known.expects_continue && version == Version::Http11 && framing != Framing::None {
@@ -231,7 +258,7 @@ impl RequestHead {
 
     /// Normalised, without the query; `*` for a request about the server as a whole.
     pub fn path(&self) -> &str {
-        &self.path
+        self.read(&self.path)
     }
 
     /// Behind the first `?`, as the client wrote it.
@@ -241,15 +268,16 @@ impl RequestHead {
 
     /// Of absolute-form or Host, in lower case with its port; empty in an HTTP/1.0 request without either.
     pub fn authority(&self) -> &str {
-        &self.authority
+        self.read(&self.authority)
     }
 
     /// The authority without its port, and without the dot that may end a name: `example.org.` is the same host, and
     /// must not reach another route.
     pub fn host(&self) -> &str {
-        let host = match self.authority.rsplit_once(':') {
+        let authority = self.authority();
+        let host = match authority.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => &self.authority,
+            _ => authority,
         };
         host.strip_suffix('.').unwrap_or(host)
     }
@@ -282,6 +310,14 @@ impl RequestHead {
     /// Values of all fields of that name, in order.
     pub fn field_all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.fields().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    fn read<'a>(&'a self, text: &'a Text) -> &'a str {
+        match text {
+            Text::Implied(text) => text,
+            Text::Made(made) => made,
+            Text::Received(span) => self.text(*span),
+        }
     }
 
     fn text(&self, span: Span) -> &str {
@@ -418,10 +454,33 @@ mod tests {
     }
 
     #[test]
-    fn absolute_form_replaces_host() {
-        let head = parse("GET http://Y:81?q HTTP/1.1\r\nHost: x\r\n\r\n").expect("well-formed");
+    fn absolute_form_names_the_host_that_host_names() {
+        let absolute = |target: &str, host: &str| parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let head = absolute("http://Y:81?q", "y:81").expect("well-formed");
         assert_eq!((head.authority(), head.path(), head.query()), ("y:81", "/", Some("q")));
+        assert_eq!(absolute("http://x:80/a", "x").map(|h| h.authority().to_owned()), Ok("x:80".into()));
+        assert_eq!(absolute("http://x/a", "y").err(), Some(HeadError::Host(HostFault::Conflicting)));
         refused("GET http://y/ HTTP/1.1\r\n\r\n", 400);
+        let alone = parse("GET http://y/ HTTP/1.0\r\n\r\n").expect("well-formed");
+        assert_eq!((alone.authority(), alone.host()), ("y", "y"));
+        let asked =
+            |target: &str| parse(&format!("OPTIONS {target} HTTP/1.1\r\nHost: x\r\n\r\n")).map(|h| h.path().to_owned());
+        assert_eq!(
+            (asked("http://x"), asked("http://x/"), asked("http://x?")),
+            (Ok("*".into()), Ok("/".into()), Ok("/".into()))
+        );
+    }
+
+    #[test]
+    fn what_has_one_form_already_is_not_stored_again() {
+        let is_made = |text: &Text| matches!(text, Text::Made(_));
+        let made = |target: &str, host: &str| {
+            let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect("well-formed");
+            (is_made(&head.path), is_made(&head.authority))
+        };
+        assert_eq!(made("/a/b?c", "example.org:80"), (false, false));
+        assert_eq!(made("/", "[::1]"), (false, false));
+        assert_eq!(made("/%61", "Example.org"), (true, true));
     }
 
     #[test]
@@ -463,9 +522,24 @@ mod tests {
         let framing = |fields: &str| get(fields).map(|h| h.framing()).map_err(HeadError::status);
         assert_eq!(framing(""), Ok(Framing::None));
         assert_eq!(framing("Content-Length: 0\r\n"), Ok(Framing::None));
-        assert_eq!(framing("Content-Length: 007\r\n"), Ok(Framing::Length(7)));
-        assert_eq!(framing("Content-Length: 18446744073709551615\r\n"), Ok(Framing::Length(u64::MAX)));
-        for value in ["", "+1", "-1", "1,1", "1 1", "0x1", "1.0", "18446744073709551616", "one"] {
+        assert_eq!(framing("Content-Length: 7\r\n"), Ok(Framing::Length(7)));
+        assert_eq!(framing("Content-Length: 9223372036854775807\r\n"), Ok(Framing::Length(i64::MAX as u64)));
+        for value in [
+            "",
+            "+1",
+            "-1",
+            "-0",
+            "007",
+            "00",
+            "1,1",
+            "1 1",
+            "0x1",
+            "1.0",
+            "1_0",
+            "9223372036854775808",
+            "18446744073709551617",
+            "one",
+        ] {
             assert_eq!(framing(&format!("Content-Length: {value}\r\n")), Err(400), "{value}");
         }
         assert_eq!(framing("Content-Length: 1\r\nContent-Length: 1\r\n"), Err(400));
@@ -485,6 +559,38 @@ mod tests {
         assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n"), Err(400));
         assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n"), Ok(Framing::None));
         assert_eq!(framing("Expect: something\r\n"), Err(417));
+        assert_eq!(framing("Expect: 100-continue\r\nExpect: 100-continue\r\n"), Err(400));
+        for name in
+            ["Content_Length", "content.length", "CONTENT+LENGTH", "Transfer_Encoding", "Transfer-Encoding\u{7c}"]
+        {
+            let expected = if name.ends_with('|') { Ok(Framing::None) } else { Err(400) };
+            assert_eq!(framing(&format!("{name}: 1\r\n")), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_connection_names_is_not_what_everybody_needs() {
+        let connection =
+            |value: &str| get(&format!("Connection: {value}\r\n")).map(|h| h.persistence()).map_err(HeadError::status);
+        for value in ["", "keep-alive", "Upgrade, HTTP2-Settings", "TE", ", x ,", "\tKeep-Alive,x-own"] {
+            assert_eq!(connection(value), Ok(Persistence::KeepAlive), "{value:?}");
+        }
+        assert_eq!(connection("close, keep-alive"), Ok(Persistence::Close));
+        for value in [
+            "Host",
+            "x, Content-Length",
+            "TRANSFER-ENCODING",
+            "authorization",
+            "X-Forwarded-For",
+            "\"close\"",
+            "close;x",
+            "a b",
+            "é",
+        ] {
+            assert_eq!(connection(value), Err(400), "{value:?}");
+        }
+        let authorized = |count: usize| get(&"Authorization: Bearer x\r\n".repeat(count)).map(drop);
+        assert_eq!((authorized(1), authorized(2)), (Ok(()), Err(HeadError::Repeated("Authorization"))));
     }
 
     #[test]
