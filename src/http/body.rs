@@ -377,8 +377,45 @@ mod tests {
         }
 
         #[test]
-        fn no_input_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100), piece in 1usize..20) {
-            drop(read(Framing::Chunked, &bytes, piece));
+        fn no_input_is_read_in_two_ways(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100), piece in 1usize..20) {
+            for framing in [Framing::Chunked, Framing::Length(50), Framing::None] {
+                super::super::naive::check_body(framing, &bytes, piece);
+            }
         }
+
+        #[test]
+        fn nearly_chunked_bodies_are_not_read_in_two_ways(parts in proptest::collection::vec(part(), 0..30), piece in 1usize..20) {
+            super::super::naive::check_body(Framing::Chunked, parts.concat().as_bytes(), piece);
+        }
+    }
+
+    /// What chunked bodies are made of, whole and in splinters.
+    fn part() -> impl proptest::strategy::Strategy<Value = &'static str> {
+        proptest::sample::select(vec![
+            "5\r\nhello\r\n",
+            "1;a\r\nx\r\n",
+            "0\r\n",
+            "0;a=\"b;\"\r\n",
+            "\r\n",
+            "\r",
+            "\n",
+            "0",
+            "1",
+            "a",
+            "F",
+            ";",
+            "=",
+            "\"",
+            "\\",
+            " ",
+            "x",
+            "hello",
+            "A: b\r\n",
+            "Content-Length: 1\r\n",
+            ":",
+            "\u{e9}",
+            "\0",
+            "0\r\n\r\n",
+        ])
     }
 }

@@ -347,6 +347,10 @@ fn names_another_version(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::super::naive::{SMALL, check_head};
     use super::*;
 
     const LIMITS: Limits = Limits { head_bytes_max: 32 << 10, headers_max: 100 };
@@ -602,12 +606,84 @@ mod tests {
         assert_eq!(of("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"), Persistence::KeepAlive);
     }
 
-    proptest::proptest! {
+    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "OPTIONS", "TRACE", "get", "M-SEARCH"];
+    const TARGETS: [&str; 12] = [
+        "/",
+        "*",
+        "/a/b?c",
+        "/%61/..//b",
+        "/a%2fb;c",
+        "http://x",
+        "http://x:80/a",
+        "HTTPS://x?q",
+        "http://[0::1]/",
+        "/..;/",
+        "/a\\b",
+        "//x/..",
+    ];
+    const FIELDS: [&str; 16] = [
+        "A: b\r\n",
+        "B:\t c \r\n",
+        "C:\r\n",
+        "Connection: close\r\n",
+        "Connection: keep-alive, x\r\n",
+        "Content-Length: 5\r\n",
+        "Content-Length: 0\r\n",
+        "Content_Length: 5\r\n",
+        "Expect: 100-continue\r\n",
+        "Host: x\r\n",
+        "Host: [0:0::1]:80\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: gzip\r\n",
+        "Upgrade: h2c\r\n",
+        "Cookie: a=b; c=\u{e9}\r\n",
+        "Authorization: x\r\n",
+    ];
+
+    /// What heads are made of, whole and in splinters.
+    fn splinter() -> impl Strategy<Value = &'static str> {
+        let lines = [
+            "GET / HTTP/1.1\r\nHost: x\r\n",
+            "POST ",
+            " HTTP/1.0\r\n",
+            "Host:",
+            "Content-Length:",
+            "Transfer-Encoding:",
+            "Connection:",
+            "chunked",
+        ];
+        let bits = [
+            "\r\n", "\r", "\n", "\r\n\r\n", " ", "\t", "0", "7", "+", ",", ":", ";", "/", "..", "%", "2", "f", "x",
+            "\u{e9}", "\0", "\u{7f}", "\"", "#", "?", "[",
+        ];
+        select([&lines[..], &bits, &FIELDS, &TARGETS].concat())
+    }
+
+    proptest! {
         #[test]
-        fn no_input_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-            if let Ok(Some(length)) = end(&bytes, 0, LIMITS) {
-                drop(RequestHead::parse(&bytes[..length], LIMITS));
-            }
+        fn no_input_is_read_in_two_ways(bytes in proptest::collection::vec(any::<u8>(), 0..200), piece in 1usize..40) {
+            check_head(&bytes, piece, SMALL);
+        }
+
+        #[test]
+        fn nor_is_one_made_of_a_heads_splinters(parts in proptest::collection::vec(splinter(), 0..40), piece in 1usize..40) {
+            check_head(parts.concat().as_bytes(), piece, SMALL);
+        }
+
+        #[test]
+        fn nor_is_a_head_that_is_nearly_one(
+            (method, target, fields) in (select(&METHODS[..]), select(&TARGETS[..]), proptest::collection::vec(select(&FIELDS[..]), 0..6)),
+            version in select(&["1.0", "1.1"][..]),
+            at in any::<prop::sample::Index>(),
+            change in "|[\\x00-\\x7f]|\r\n| |:",
+            cut in 0usize..3,
+            piece in 1usize..40,
+        ) {
+            let text = format!("{method} {target} HTTP/{version}\r\nHost: x\r\n{}\r\n", fields.concat());
+            check_head(text.as_bytes(), piece, SMALL);
+            let at = at.index(text.len());
+            let changed = [text.as_bytes().get(..at).unwrap(), change.as_bytes(), text.as_bytes().get(at + cut..).unwrap_or(b"")].concat();
+            check_head(&changed, piece, SMALL);
         }
 
         #[test]

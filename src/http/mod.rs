@@ -7,6 +7,8 @@ pub mod body;
 mod error;
 pub mod fields;
 pub mod head;
+#[cfg(any(test, fuzzing))]
+pub mod naive;
 pub mod path;
 pub mod response;
 mod target;

@@ -218,4 +218,21 @@ mod tests {
         assert_eq!(decode("a%20b+c%", Plus::Literal), "a b+c%");
         assert_eq!(decode("a%20b+c%zz", Plus::Space), "a b c%zz");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_path_has_two_spellings(text in "/[!-~]{0,40}") {
+            super::super::naive::check_path(&text);
+        }
+
+        #[test]
+        fn nor_one_of_dots_slashes_and_escapes(text in "(/|\\.|\\.\\.|//|;|%2[efEF]|%5[cC]|%3[bB]|%25|%[0-9A-Fa-f]{2}|%c0%ae|\\\\|a){0,16}") {
+            super::super::naive::check_path(&format!("/{text}"));
+        }
+
+        #[test]
+        fn anything_is_decoded(text in ".{0,40}") {
+            super::super::naive::check_path(&text);
+        }
+    }
 }
