@@ -136,8 +136,8 @@ impl Decoder {
     pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::Chunked => State::SIZE,
+            Framing::Length(0) | Framing::None => State::End,
             Framing::Length(length) => State::Length(length),
-            Framing::None => State::End,
         };
         Self { state }
     }
