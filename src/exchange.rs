@@ -109,10 +109,10 @@ impl Exchange {
     }
 
     /// The exchange of what was no request: it is answered, and the connection closed.
-    pub fn of_fault(client: Client) -> Self {
+    pub fn of_fault(client: Client, presence: Presence) -> Self {
         let state = State {
             version: Version::Http11,
-            presence: Presence::Whole,
+            presence,
             persistence: Persistence::Close,
             // Whatever follows is not understood; it is read so that the answer arrives, and thrown away.
             framing: Framing::Length(u64::MAX),

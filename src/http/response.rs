@@ -26,12 +26,20 @@ pub struct Context {
 }
 
 /// Whether an answer's body is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
     /// The request was HEAD: the fields say what the body would be (RFC 9110 §9.3.2).
     HeadOnly,
     /// Everything is sent.
+    #[default]
     Whole,
+}
+
+impl Presence {
+    /// What a head that is at fault asked for, so far as it came. Whoever sent HEAD would read a body as the next answer.
+    pub fn asked(head: &[u8]) -> Self {
+        if head.starts_with(b"HEAD ") { Self::HeadOnly } else { Self::Whole }
+    }
 }
 
 /// `100 Continue`, sent when somebody is about to read a body whose client waits (RFC 9110 §15.2.1).
