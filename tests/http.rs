@@ -6,7 +6,7 @@ mod support;
 
 use std::io::Read;
 
-use support::{Answer, Client, Daemon, Gateway, eventually, folder};
+use support::{Answer, Client, Gateway, eventually, folder};
 
 /// One worker: when it has answered a request, it has looked at everything that came before.
 const TABLE: &str = r#"
