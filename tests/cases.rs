@@ -465,11 +465,13 @@ fn so_are_they_line_by_line_and_byte_by_byte() {
     // A client that has said its last and sends on is met by a reset: it is not to be waited for.
     let is_patient = |conversation: &Conversation| !conversation.name.starts_with("A last request");
     let conversations: Vec<_> = conversations().into_iter().filter(is_patient).collect();
-    let by_line = |sent: &[u8]| sent.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let by_byte = |sent: &[u8]| sent.chunks(1).map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let ways: [(&str, &dyn Fn(&[u8]) -> Vec<Vec<u8>>); 2] = [("line by line", &by_line), ("byte by byte", &by_byte)];
-    for (how, split) in ways {
-        let pieces: Vec<_> = conversations.iter().map(|c| split(&c.sent())).collect();
+    for how in ["line by line", "byte by byte"] {
+        let split = |conversation: &Conversation| -> Vec<Vec<u8>> {
+            let sent = conversation.sent();
+            let by_line = sent.split_inclusive(|&b| how == "byte by byte" || b == b'\n');
+            by_line.map(<[u8]>::to_vec).collect()
+        };
+        let pieces: Vec<_> = conversations.iter().map(split).collect();
         let mut clients: Vec<_> = conversations.iter().map(|_| gateway.client()).collect();
         for at in 0..pieces.iter().map(Vec::len).max().expect("some") {
             for (pieces, client) in pieces.iter().zip(&mut clients) {
