@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::connection::Limits;
 use crate::drain::Guard;
 use crate::http::head::{self, HeadError, RequestHead};
+use crate::http::response::Presence;
 
 /// How long a client that has never sent a byte may still send its first one while the gateway drains: its request may
 /// be under way.
@@ -23,7 +24,7 @@ const NEWCOMER_GRACE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub enum Arrival {
     /// What came is answered with an error, and the connection closed.
-    Fault(Fault, Line),
+    Fault(Fault, Presence, Line),
     /// The client left in the middle of a head.
     Gone(Line),
     /// A complete head.
@@ -116,7 +117,7 @@ pub async fn next(
     loop {
         match seen {
             Seen::Head(head) => return Arrival::Head(head, line),
-            Seen::Fault(error) => return Arrival::Fault(error.into(), line),
+            Seen::Fault(error) => return Arrival::Fault(error.into(), partial.presence, line),
             Seen::End => return Arrival::Gone(line),
             Seen::Nothing | Seen::Part => {}
         }
@@ -124,7 +125,7 @@ pub async fn next(
         match tokio::time::timeout_at(deadline, client.readable()).await {
             Ok(Ok(())) => seen = partial.look(client, limits.head),
             Ok(Err(_)) => return Arrival::Gone(line),
-            Err(_) => return Arrival::Fault(Fault::Slow(limits.head_timeout), line),
+            Err(_) => return Arrival::Fault(Fault::Slow(limits.head_timeout), Presence::asked(&partial.bytes), line),
         }
     }
 }
@@ -151,6 +152,8 @@ enum Seen {
 struct Partial {
     bytes: Vec<u8>,
     empty_line: EmptyLine,
+    /// What a head at fault asked for.
+    presence: Presence,
 }
 
 /// How much of an empty line stood before the head: one is allowed (RFC 9112 §2.2).
@@ -228,13 +231,19 @@ impl Partial {
                 }
                 return Ok(Some(Seen::Part));
             }
-            Err(error) => return Ok(Some(Seen::Fault(error))),
+            Err(error) => {
+                self.presence = Presence::asked(if before == 0 { peeked } else { &self.bytes });
+                return Ok(Some(Seen::Fault(error)));
+            }
         };
         client.take(&mut peeked[..length - before])?;
         let whole = if before == 0 { &peeked[..length] } else { &self.bytes[..length] };
         Ok(Some(match RequestHead::parse(whole, limits) {
             Ok(head) => Seen::Head(head),
-            Err(error) => Seen::Fault(error),
+            Err(error) => {
+                self.presence = Presence::asked(whole);
+                Seen::Fault(error)
+            }
         }))
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::client::Client;
 use crate::connection::Limits;
 use crate::drain::Guard;
-use crate::http::body::{Decoder, Framing};
+use crate::http::body::{BodyError, Decoder, Framing};
 use crate::http::head::{Expectation, Persistence, RequestHead, Version};
 use crate::http::response::{self, Answer, CONTINUE, Context, Presence};
 use crate::pace::Pace;
@@ -19,7 +19,8 @@ use crate::pace::Pace;
 /// more to send would rather be told.
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
 /// What can be shown of a body: a TCP receive buffer holds it at the system's default sizes, however small its segments. A
-/// Unix socket counts each write as a few hundred bytes; a body written there byte by byte may not be seen to its end.
+/// Unix socket counts each write as a few hundred bytes, and its client stops when that has filled its buffer: what is
+/// asked for of a body that is written there byte by byte may never be there, which is [`PrefixError::TimedOut`].
 pub const PREFIX_BYTES_MAX: usize = 32 << 10;
 /// How long a closed connection is read for its client to see the answer; in all, and without a byte.
 const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
@@ -84,9 +85,9 @@ pub enum PrefixError {
     /// The body breaks its framing.
     #[error("malformed chunks")]
     Malformed,
-    /// It is longer than what can be shown, and more was asked for.
-    #[error("over {PREFIX_BYTES_MAX} bytes")]
-    TooLarge,
+    /// It is longer than what can be shown, or than `body_bytes_max`, and more was asked for.
+    #[error("over {0} bytes")]
+    TooLarge(usize),
     /// It came too slowly.
     #[error("too slow")]
     TimedOut,
@@ -109,10 +110,10 @@ impl Exchange {
     }
 
     /// The exchange of what was no request: it is answered, and the connection closed.
-    pub fn of_fault(client: Client) -> Self {
+    pub fn of_fault(client: Client, presence: Presence) -> Self {
         let state = State {
             version: Version::Http11,
-            presence: Presence::Whole,
+            presence,
             persistence: Persistence::Close,
             // Whatever follows is not understood; it is read so that the answer arrives, and thrown away.
             framing: Framing::Length(u64::MAX),
@@ -137,8 +138,13 @@ impl Exchange {
     /// Dropping it takes nothing from the socket.
     pub async fn body_prefix(&mut self, max: usize, limits: &Limits) -> Result<Vec<u8>, PrefixError> {
         let framing = self.state.framing;
-        if framing == Framing::None {
+        if framing == Framing::None || max == 0 {
             return Ok(Vec::new());
+        }
+        let shown_max = PREFIX_BYTES_MAX.min(usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX));
+        if max > shown_max && matches!(framing, Framing::Length(length) if length > shown_max as u64) {
+            // Known from the head: a client that waits need not send it.
+            return Err(PrefixError::TooLarge(shown_max));
         }
         let pace = Pace::new(limits);
         if self.state.expectation == Expectation::Continue {
@@ -148,7 +154,8 @@ impl Exchange {
         }
         // Chunk lines and trailers take room of their own.
         let mut buffer = vec![0; if framing == Framing::Chunked { 2 * PREFIX_BYTES_MAX } else { PREFIX_BYTES_MAX }];
-        let want = max.min(PREFIX_BYTES_MAX);
+        let want = max.min(shown_max);
+        let mut seen = Seen::new(framing);
         loop {
             // Asked first: if the client had closed by then, the look after it shows all that will ever come.
             let closed = self.client.has_half_closed();
@@ -156,17 +163,15 @@ impl Exchange {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 result => result.map_err(|_| PrefixError::Closed)?,
             };
-            let (data, end) = decode(framing, &buffer[..arrived]).map_err(|_| PrefixError::Malformed)?;
-            match end {
-                _ if data.len() >= want && max <= PREFIX_BYTES_MAX => return Ok(data[..want].to_vec()),
-                End::Seen => {
-                    let mut data = data;
-                    data.truncate(max);
-                    return Ok(data);
-                }
-                End::Ahead if data.len() >= want || arrived == buffer.len() => return Err(PrefixError::TooLarge),
-                End::Ahead if closed => return Err(PrefixError::Closed),
-                End::Ahead => {}
+            seen.read_on(&buffer[..arrived]).map_err(|_| PrefixError::Malformed)?;
+            let count = seen.data.len();
+            if max <= shown_max && count >= want || count <= shown_max && seen.decoder.is_at_end() {
+                seen.data.truncate(want);
+                return Ok(seen.data);
+            } else if count > shown_max || arrived == buffer.len() {
+                return Err(PrefixError::TooLarge(shown_max));
+            } else if closed {
+                return Err(PrefixError::Closed);
             }
             match tokio::time::timeout_at(pace.deadline(arrived as u64), self.client.readable()).await {
                 Ok(result) => result.map_err(|_| PrefixError::Closed)?,
@@ -217,23 +222,20 @@ impl Exchange {
             Framing::Length(length) if length <= max => Drain::Behind,
             Framing::Length(_) => Drain::Close,
             // Its length is known only when it is all there.
-            Framing::Chunked => self.drain_arrived(),
+            Framing::Chunked => self.drain_arrived(limits),
         }
     }
 
-    fn drain_arrived(&mut self) -> Drain {
+    fn drain_arrived(&mut self, limits: &Limits) -> Drain {
         let mut buffer = vec![0; 2 * PREFIX_BYTES_MAX];
         let arrived = self.client.peek(&mut buffer).unwrap_or(0);
-        let mut decoder = Decoder::new(self.state.framing);
-        let mut at = 0;
-        while at < arrived && !decoder.is_at_end() {
-            match decoder.step(&buffer[at..arrived]) {
-                Ok(step) => at += step.consumed,
-                Err(_) => return Drain::Close,
-            }
-        }
-        if decoder.is_at_end() && self.client.take(&mut buffer[..at]).is_ok() {
-            self.state.read += at as u64;
+        let mut seen = Seen::new(self.state.framing);
+        let is_whole = seen.read_on(&buffer[..arrived]).is_ok() && seen.decoder.is_at_end();
+        if is_whole
+            && seen.data.len() as u64 <= limits.body_bytes_max
+            && self.client.take(&mut buffer[..seen.at]).is_ok()
+        {
+            self.state.read += seen.at as u64;
             self.state.framing = Framing::None;
             Drain::Nothing
         } else {
@@ -316,20 +318,27 @@ enum Drain {
     Nothing,
 }
 
-#[derive(Clone, Copy)]
-enum End {
-    Ahead,
-    Seen,
+/// A body as far as it was looked at. Each look shows it from its beginning; what was read of it before is not read again,
+/// or a body that comes byte by byte would cost its length squared.
+struct Seen {
+    decoder: Decoder,
+    data: Vec<u8>,
+    at: usize,
 }
 
-fn decode(framing: Framing, bytes: &[u8]) -> Result<(Vec<u8>, End), crate::http::body::BodyError> {
-    let (mut decoder, mut data, mut at) = (Decoder::new(framing), Vec::new(), 0);
-    while at < bytes.len() && !decoder.is_at_end() {
-        let step = decoder.step(&bytes[at..])?;
-        data.extend_from_slice(&bytes[at..][step.data]);
-        at += step.consumed;
+impl Seen {
+    fn new(framing: Framing) -> Self {
+        Self { decoder: Decoder::new(framing), data: Vec::new(), at: 0 }
     }
-    Ok((data, if decoder.is_at_end() { End::Seen } else { End::Ahead }))
+
+    fn read_on(&mut self, bytes: &[u8]) -> Result<(), BodyError> {
+        while self.at < bytes.len() && !self.decoder.is_at_end() {
+            let step = self.decoder.step(&bytes[self.at..])?;
+            self.data.extend_from_slice(&bytes[self.at..][step.data]);
+            self.at += step.consumed;
+        }
+        Ok(())
+    }
 }
 
 /// Calls `use_date` with the current IMF-fixdate, which is made once a second on each thread.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use crate::decision::{Field, Respond};
 use crate::http::fields::list;
-use crate::http::response::{Answer, is_framing, phrase};
+use crate::http::response::{Answer, phrase};
 
 /// Pages that replace the built-in one, by status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,11 +22,16 @@ pub enum Form {
 }
 
 impl Form {
-    /// Reads `Accept`: JSON where it is asked for and HTML is not.
+    /// Reads `Accept`: JSON where it is asked for and HTML is not. A weight of 0 asks for nothing (RFC 9110 §12.4.2);
+    /// others are not weighed against each other.
     pub fn wanted<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut json = false;
         for member in accept.flat_map(list) {
-            let kind = member.split(|&b| b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+            let mut parts = member.split(|&b| b == b';').map(|part| part.trim_ascii().to_ascii_lowercase());
+            let kind = parts.next().unwrap_or_default();
+            if parts.any(|part| matches!(&part[..], b"q=0" | b"q=0." | b"q=0.0" | b"q=0.00" | b"q=0.000")) {
+                continue;
+            }
             match &kind[..] {
                 b"text/html" | b"application/xhtml+xml" => return Self::Html,
                 b"application/json" | b"application/problem+json" => json = true,
@@ -39,8 +44,7 @@ impl Form {
 
 /// Returns the answer that a decision or a route describes.
 pub fn answer(respond: &Respond) -> Answer {
-    let fields = respond.headers.iter().filter(|f| !is_framing(&f.name)).cloned().collect();
-    Answer { status: respond.status, fields, body: respond.body.clone() }
+    Answer { status: respond.status, fields: respond.headers.clone(), body: respond.body.clone() }
 }
 
 /// Returns the page for a failure.
@@ -80,7 +84,19 @@ mod tests {
         assert_eq!(wanted("application/json"), Form::Json);
         assert_eq!(wanted("text/plain, Application/Problem+JSON;q=0.5"), Form::Json);
         assert_eq!(wanted("text/html, application/json"), Form::Html);
+        assert_eq!(wanted("text/html;Q=0.0, application/json ; x=y; q=0.001"), Form::Json);
+        assert_eq!(wanted("application/json; q=0"), Form::Html);
         assert_eq!(Form::wanted(std::iter::empty()), Form::Html);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_accept_is_read(accept in "([ -~\\x80-\\xff]|text/html|application/json|;q=0|,|;|\"){0,20}") {
+            let form = Form::wanted([accept.as_bytes()].into_iter());
+            // Split over two fields at a comma it is the same list.
+            let parts: Vec<_> = accept.splitn(2, ',').map(str::as_bytes).collect();
+            assert_eq!(Form::wanted(parts.into_iter()), form);
+        }
     }
 
     #[test]

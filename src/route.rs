@@ -89,7 +89,7 @@ impl PathPattern {
         }
         // Requests are looked up by their normalised path: another spelling would never match.
         match crate::http::path::normalise(path) {
-            Ok(normalised) if normalised == path => Ok(pattern(normalised)),
+            Ok(normalised) if normalised == path => Ok(pattern(normalised.into_owned())),
             Ok(_) => Err("the path is not in its normalised form"),
             Err(_) => Err("the path has no single meaning"),
         }

@@ -1,13 +1,12 @@
-//! What the gateway makes of requests, judged by the bytes that come back: refusals, persistence, bodies that nobody
-//! wanted, answers, routes. The requests themselves are a table: `cases/heads.txt`.
+//! What the gateway makes of requests, judged by the bytes that come back: persistence, bodies that nobody wanted, answers,
+//! routes. What is a request at all is in tables: `cases.rs`.
 #![cfg(feature = "gateway")]
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::io::Read;
 
-use support::{Answer, Client, Daemon, Gateway, eventually, folder};
+use support::{Answer, Client, Gateway, eventually, folder};
 
 /// One worker: when it has answered a request, it has looked at everything that came before.
 const TABLE: &str = r#"
@@ -23,108 +22,10 @@ module = "POLICIES/passes.wat"
 path = "/"
 policies = ["passes"]
 default = { respond = { body = "ok" } }
-[[route]]
-path = "=/get"
-methods = ["GET"]
-default = { respond = { body = "ok" } }
-[[route]]
-path = "=/only"
-host = "only.example"
-default = { respond = { body = "ok" } }
-[[route]]
-path = "=/only"
-default = { respond = { status = 404 } }
 "#;
-
-struct Case {
-    name: String,
-    status: u16,
-    lives: bool,
-    bytes: Vec<u8>,
-}
-
-impl Case {
-    fn is_refused(&self) -> bool {
-        matches!(self.status, 400 | 408 | 414 | 417 | 431 | 501 | 505)
-    }
-
-    /// Two places in the head: a body in chunks that has not come yet is another case.
-    fn cuts(&self) -> [usize; 2] {
-        let end = self.bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(self.bytes.len(), |at| at + 4);
-        [end / 2, end - 1]
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let text = include_str!("cases/heads.txt");
-    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut section = "";
-    let sections = text.lines().map(|line| {
-        section = line.strip_prefix("# --- ").unwrap_or(section);
-        (line, section)
-    });
-    let sections: BTreeMap<&str, &str> = sections.collect();
-    lines
-        .map(|line| {
-            let [name, wanted, raw] = line.splitn(3, " | ").collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let (status, lives) = wanted.split_once(' ').expect("a status and a fate");
-            assert!(matches!(lives, "lives" | "close"), "{line}");
-            Case {
-                name: format!("{}: {name}", sections[line]),
-                status: status.parse().expect("a status"),
-                lives: lives == "lives",
-                bytes: unescape(raw),
-            }
-        })
-        .collect()
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    if let Some((before, rest)) = text.split_once('{') {
-        let (inside, behind) = rest.split_once('}').expect("closed");
-        let (count, repeated) = inside.split_once('*').expect("a number and a text");
-        let repeated = unescape(repeated).repeat(count.parse().expect("a number"));
-        return [unescape(before), repeated, unescape(behind)].concat();
-    }
-    let (mut out, mut bytes) = (Vec::new(), text.bytes());
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'\\' => match bytes.next().expect("an escape") {
-                b'r' => b'\r',
-                b'n' => b'\n',
-                b't' => b'\t',
-                b'0' => 0,
-                b'x' => {
-                    let digits = [bytes.next().expect("two"), bytes.next().expect("two")];
-                    u8::from_str_radix(std::str::from_utf8(&digits).expect("ASCII"), 16).expect("hexadecimal")
-                }
-                other => other,
-            },
-            byte => byte,
-        });
-    }
-    out
-}
 
 fn with_policies(toml: &str) -> String {
     toml.replace("POLICIES", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies"))
-}
-
-/// The answer to `case`, and that the connection goes on, or not.
-#[track_caller]
-fn judge(case: &Case, how: &str, mut client: Client) {
-    let what = format!("{} ({how})", case.name);
-    let answer = if case.bytes.starts_with(b"HEAD") { head_answer(&mut client) } else { client.answer() };
-    assert_eq!(answer.status, case.status, "{what}: {answer:?}");
-    let says_close = answer.header("connection").is_some_and(|c| c == "close");
-    assert_eq!(says_close, !case.lives, "{what}: {answer:?}");
-    if case.lives {
-        client.get("/behind");
-        let behind = client.answer();
-        assert_eq!((behind.status, behind.body.as_str()), (200, "ok"), "{what}: what follows: {behind:?}");
-    } else {
-        assert_eq!(end(&mut client), Ok(String::new()), "{what}");
-    }
 }
 
 /// What comes until the other end closes in good order.
@@ -139,78 +40,6 @@ fn head_answer(client: &mut Client) -> Answer {
     let head = client.until("\r\n\r\n");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
     Answer { status, head, body: String::new() }
-}
-
-#[test]
-fn every_head_is_understood_in_one_way_or_refused() {
-    let gateway = Gateway::start(&with_policies(TABLE));
-    let mut lines = 0;
-    for case in cases() {
-        let mut client = gateway.client();
-        client.send(&case.bytes);
-        judge(&case, "whole", client);
-        // Refused before anybody was asked, and logged once, with the reason.
-        let line = gateway.log_line(lines + 1);
-        assert_eq!(line["status"], case.status, "{}: {line}", case.name);
-        if case.is_refused() {
-            assert_eq!(line["outcome"], "client-error", "{}: {line}", case.name);
-            assert!(line["error"].as_str().is_some_and(|e| !e.is_empty()), "{}: {line}", case.name);
-            assert!(line["policy"].is_null() && line["to"].is_null(), "{}: {line}", case.name);
-        } else {
-            assert_eq!(line["outcome"], "responded", "{}: {line}", case.name);
-            assert!(line["error"].is_null(), "{}: {line}", case.name);
-        }
-        lines += 1 + usize::from(case.lives);
-        gateway.log_line(lines);
-        assert_eq!(gateway.log().len(), lines, "{}", case.name);
-    }
-}
-
-#[test]
-fn a_head_in_two_pieces_is_the_same_head() {
-    let gateway = Gateway::start(&with_policies(TABLE));
-    let cases = cases();
-    for cut in 0..2 {
-        let begin = |case: &Case| {
-            let mut client = gateway.client();
-            client.send(&case.bytes[..case.cuts()[cut]]);
-            client
-        };
-        let mut clients: Vec<_> = cases.iter().map(begin).collect();
-        // The one worker has looked at all first pieces when it answers this.
-        assert_eq!(gateway.status("/"), 200);
-        for (case, client) in cases.iter().zip(&mut clients) {
-            client.send(&case.bytes[case.cuts()[cut]..]);
-        }
-        for (case, client) in cases.iter().zip(clients) {
-            judge(case, &format!("cut at {}", case.cuts()[cut]), client);
-        }
-    }
-}
-
-#[test]
-fn a_refused_request_reaches_no_policy_and_no_daemon() {
-    let folder = folder();
-    let daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &[]);
-    let toml = TABLE.replace(
-        "default = { respond = { body = \"ok\" } }\n[[route]]\npath = \"=/get\"",
-        "default = { handoff = \"chat\" }\n[target.chat]\nsockets = [\"DIR/chat.sock\"]\n[[route]]\npath = \"=/get\"",
-    );
-    let gateway = Gateway::start_in(folder, &with_policies(&toml), |command| command);
-    let refused: Vec<_> = cases().into_iter().filter(Case::is_refused).collect();
-    for case in &refused {
-        let mut client = gateway.client();
-        // A whole request behind the faulty one: whoever read on would serve it.
-        client.send([&case.bytes[..], b"\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"].concat());
-        assert_eq!(client.answer().status, case.status, "{}", case.name);
-        assert_eq!(end(&mut client), Ok(String::new()), "{}", case.name);
-    }
-    assert!(gateway.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").ends_with("from daemon\n"));
-    let log = eventually("every line", || Some(gateway.log()).filter(|log| log.len() > refused.len()));
-    let decided: Vec<_> = log.iter().filter(|line| !line["policy"].is_null()).collect();
-    assert_eq!((log.len(), decided.len()), (refused.len() + 1, 1));
-    assert_eq!((decided[0]["policy"].as_str(), decided[0]["outcome"].as_str()), (Some("passes"), Some("handed-off")));
-    assert_eq!(daemon.events("accepted").len(), 1);
 }
 
 #[test]

@@ -73,16 +73,20 @@ fn a_head_that_comes_byte_by_byte_runs_out() {
 
 #[test]
 fn an_idle_connection_is_closed_silently() {
-    let gateway = start("keep_alive_timeout = \"300ms\"");
+    let gateway = start("keep_alive_timeout = \"600ms\"");
     let began = Instant::now();
     assert_eq!(gateway.client().rest(), "");
+    // Whoever asks again in time goes on.
     let mut client = gateway.client();
-    client.get("/");
-    assert_eq!(client.answer().status, 200);
+    for _ in 0..2 {
+        client.get("/");
+        assert_eq!(client.answer().status, 200);
+        assert!(is_silent(&mut client, Duration::from_millis(200)));
+    }
     assert_eq!(client.rest(), "");
-    assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
-    gateway.log_line(1);
-    assert_eq!(gateway.log().len(), 1);
+    assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
+    gateway.log_line(2);
+    assert_eq!(gateway.log().len(), 2);
 }
 
 #[test]
@@ -169,16 +173,162 @@ fn a_body_that_is_drained_has_a_deadline_and_a_bound() {
     assert!(began.elapsed() > Duration::from_millis(200), "{:?}", began.elapsed());
 }
 
-/// A byte now and then is progress, but too little of it: the rate is asked for after ten seconds.
+/// What `reads_body.wat` answers when there is nothing to be shown: 500 and the number of the error.
+const TOO_LARGE: u16 = 500;
+const TIMED_OUT: u16 = 501;
+
+/// Beside `/`, policies that look at a body: at 16 bytes (`/looks`), and at all of it (`/wants-all`).
+fn with_policies(limits: &str) -> Gateway {
+    let folder = folder();
+    let guest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/reads_body.wat");
+    let text = std::fs::read_to_string(guest).expect("a guest");
+    let all = text.replace("(call $prefix (i32.const 16)", "(call $prefix (i32.const 100000)");
+    assert_ne!(all, text);
+    std::fs::write(folder.path().join("all.wat"), all).expect("written");
+    let policy = |name: &str, module: &str| {
+        format!("[policy.{name}]\nmodule = \"{module}\"\n[[route]]\npath = \"/{name}\"\npolicies = [\"{name}\"]\n")
+    };
+    let policies = policy("looks", guest) + &policy("wants-all", "all.wat");
+    let unix = "[[listener]]\nname = \"unix\"\naddress = \"unix:DIR/http.sock\"\n";
+    Gateway::start_in(folder, &format!("LISTEN\n{unix}{ROUTE}{policies}[limits]\n{limits}\n"), |command| command)
+}
+
+fn post(path: &str, fields: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n")
+}
+
+/// Of a body that the gateway reads: to throw it away, or for a policy that wants to see it. What a policy does not ask for
+/// stays where it is and may be of any length.
+#[test]
+fn a_body_is_read_up_to_its_bound_in_either_framing() {
+    let gateway = with_policies("body_bytes_max = \"100B\"");
+    for (length, fits) in [(100, true), (101, false)] {
+        let body = "b".repeat(length);
+        let plain = (format!("Content-Length: {length}"), body.clone());
+        let chunked =
+            ("Transfer-Encoding: chunked".to_owned(), format!("{length:x};a=b\r\n{body}\r\n0\r\nA: b\r\n\r\n"));
+        for (fields, body) in [plain, chunked] {
+            let ask = |path: &str| {
+                let mut client = gateway.client();
+                client.send(post(path, &fields) + &body);
+                let answer = client.answer();
+                if answer.header("connection").is_none() {
+                    client.get("/");
+                    assert_eq!(client.answer().body, "ok", "{path} {fields}");
+                } else {
+                    assert_eq!(client.rest(), "", "{path} {fields}");
+                }
+                (answer.status, answer.body.len(), answer.header("connection").is_none())
+            };
+            assert_eq!(ask("/"), (200, 2, fits), "{fields}");
+            assert_eq!(ask("/looks"), (200, 16, fits), "{fields}");
+            assert_eq!(ask("/wants-all"), if fits { (200, 100, true) } else { (TOO_LARGE, 0, false) }, "{fields}");
+        }
+    }
+    // One that says beforehand how long it will be is not told to go on.
+    let all = gateway.ask(&post("/wants-all", "Expect: 100-continue\r\nContent-Length: 101"));
+    assert!(all.starts_with("HTTP/1.1 500 "), "{all}");
+    let mut client = gateway.client();
+    client.send(post("/wants-all", "Expect: 100-continue\r\nContent-Length: 100"));
+    assert_eq!(client.until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+    client.send("b".repeat(100));
+    assert_eq!(client.answer().body.len(), 100);
+}
+
+/// `body_timeout` is the time without a byte; a policy that waits for the body hears of it.
+#[test]
+fn a_body_that_stalls_is_waited_for_and_no_longer() {
+    let gateway = with_policies("body_timeout = \"400ms\"");
+    let began = Instant::now();
+    let mut client = gateway.client();
+    client.send(post("/looks", "Content-Length: 16") + "not all");
+    assert_eq!(client.answer().status, TIMED_OUT);
+    assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+    // Longer in all, but never silent for so long.
+    let mut client = gateway.client();
+    client.send(post("/looks", "Content-Length: 16"));
+    assert_eq!(drip(&mut client, [b'b'; 15], Duration::from_millis(60)), "");
+    client.stream.set_read_timeout(Some(patience())).expect("a socket");
+    client.send("b");
+    assert_eq!(client.answer().body, "b".repeat(16));
+}
+
+/// A Unix socket counts each write as a few hundred bytes, so its client comes to a stop after some of them. The policy is
+/// told after `body_timeout`; the client is let go on when the body is read away.
+#[test]
+fn a_unix_client_that_writes_byte_by_byte_is_no_hang() {
+    let gateway = with_policies("body_timeout = \"300ms\"");
+    let mut client = std::os::unix::net::UnixStream::connect(gateway.path("http.sock")).expect("it listens");
+    client.set_read_timeout(Some(patience())).expect("a socket");
+    let mut reader = client.try_clone().expect("a socket");
+    let writer = std::thread::spawn(move || {
+        client.write_all(post("/wants-all", "Content-Length: 5000").as_bytes())?;
+        (0..5000).try_for_each(|_| client.write_all(b"b"))?;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    });
+    let mut got = String::new();
+    reader.read_to_string(&mut got).expect("answered");
+    writer.join().expect("no panic").expect("all of it was taken");
+    assert!(got.starts_with("HTTP/1.1 501 ") && got.ends_with("\r\n\r\nok"), "{got}");
+}
+
+/// A byte now and then is progress, but too little of it: the rate is asked for after ten seconds. Four clients at the
+/// same time, so that the ten seconds pass once: below the rate and above it, for a body that is read away and for one
+/// that a policy waits for.
 #[test]
 fn a_body_that_comes_too_slowly_is_cut() {
-    let gateway = start("body_rate_min = \"1KiB\"");
-    let mut client = gateway.client();
-    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n");
-    assert_eq!(client.answer().status, 200);
+    let gateway = with_policies("body_rate_min = \"1KiB\"");
+    let pause = Duration::from_millis(100);
+    let ask = |path: &str, length: usize| {
+        let mut client = gateway.client();
+        client.send(post(path, &format!("Content-Length: {length}")));
+        client
+    };
+    let wait = |client: &mut Client, status: u16| {
+        client.stream.set_read_timeout(Some(patience())).expect("a socket");
+        assert_eq!(client.answer().status, status);
+    };
     let began = Instant::now();
-    assert_eq!(drip(&mut client, std::iter::repeat_n(b'a', 10_000), Duration::from_millis(100)), "");
-    assert!((9..20).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // 150 bytes in each pause: half as much again as is asked for, for twelve seconds.
+    let keep_up = |client: &mut Client, length: usize| {
+        for sent in 0..length / 150 {
+            client.send([b'a'; 150]);
+            let next = pause * (u32::try_from(sent).expect("few") + 1);
+            while began.elapsed() < next {
+                std::thread::park_timeout(next - began.elapsed());
+            }
+        }
+    };
+    let in_time = |began: Instant| (9..20).contains(&began.elapsed().as_secs());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = ask("/", 10_000);
+            wait(&mut client, 200);
+            assert_eq!(drip(&mut client, std::iter::repeat_n(b'a', 10_000), pause), "");
+            assert!(in_time(began), "{:?}", began.elapsed());
+        });
+        scope.spawn(|| {
+            let mut client = gateway.client();
+            client.send(post("/wants-all", "Connection: close\r\nContent-Length: 10000"));
+            let answer = drip(&mut client, std::iter::repeat_n(b'a', 10_000), pause);
+            assert!(answer.starts_with("HTTP/1.1 501 ") && in_time(began), "{:?}: {answer}", began.elapsed());
+        });
+        for (path, waits_first) in [("/", true), ("/wants-all", false)] {
+            scope.spawn(move || {
+                let length = 150 * 120;
+                let mut client = ask(path, length);
+                if waits_first {
+                    wait(&mut client, 200);
+                }
+                keep_up(&mut client, length);
+                if !waits_first {
+                    wait(&mut client, 200);
+                }
+                client.get("/");
+                wait(&mut client, 200);
+            });
+        }
+    });
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Serving<'_> {
         exchange.body_prefix(bytes_max, &self.settings.limits).await.map_err(|error| match error {
             PrefixError::Closed => BodyError::Closed,
             PrefixError::Malformed => BodyError::NotAvailable,
-            PrefixError::TooLarge => BodyError::TooLarge,
+            PrefixError::TooLarge(_) => BodyError::TooLarge,
             PrefixError::TimedOut => BodyError::TimedOut,
         })
     }

@@ -113,10 +113,10 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         let id = Id::new();
         let begin = || Line::begin(worker.settings.load().log.as_ref(), id, &origin);
         let (exchange, head, line) = match arrival::next(&mut client, turn, &settings.limits, &mut guard, begin).await {
-            Arrival::Fault(fault, mut line) => {
+            Arrival::Fault(fault, presence, mut line) => {
                 line.set(|r| r.error = Some(fault.to_string()));
                 let page = respond::page(fault.status(), Form::Html, &settings.pages);
-                let exchange = Exchange::of_fault(client);
+                let exchange = Exchange::of_fault(client, presence);
                 drop(Box::pin(answer(exchange, &settings, &mut guard, &mut line, Outcome::ClientError, &page)).await);
                 break;
             }

@@ -8,12 +8,44 @@ use super::head::{HeadError, HostFault, Persistence, Version};
 pub(super) struct Known<'a> {
     pub(super) host: Option<&'a [u8]>,
     pub(super) length: Option<u64>,
-    pub(super) codings: Option<Vec<&'a [u8]>>,
+    codings: Option<Codings>,
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) upgrade: bool,
     pub(super) expects_continue: bool,
+    is_authorized: bool,
 }
+
+/// The members of all Transfer-Encoding fields together.
+#[derive(Clone, Copy, Default)]
+struct Codings {
+    count: usize,
+    chunked_count: usize,
+    is_chunked_last: bool,
+    /// One is empty, or more than a token.
+    is_malformed: bool,
+}
+
+/// Fields for every recipient. Whoever removes what Connection names (RFC 9110 §7.6.1) would understand another request
+/// than who does not: one without its length, its host, or what somebody in front of us has vouched for.
+const END_TO_END: [&str; 13] = [
+    "authorization",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "transfer-encoding",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
+
+/// What many programs hold a length in. More would be negative for them.
+const LENGTH_MAX: u64 = i64::MAX as u64;
 
 impl<'a> Known<'a> {
     pub(super) fn read(fields: &[httparse::Header<'a>]) -> Result<Self, HeadError> {
@@ -29,27 +61,46 @@ impl<'a> Known<'a> {
                     if !value.eq_ignore_ascii_case(b"100-continue") {
                         return Err(HeadError::UnknownExpectation);
                     }
-                    known.expects_continue = true;
-                }
-                7 if field.name.eq_ignore_ascii_case("upgrade") => known.upgrade = true,
-                10 if field.name.eq_ignore_ascii_case("connection") => {
-                    for option in list(value) {
-                        known.close |= option.eq_ignore_ascii_case(b"close");
-                        known.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    if std::mem::replace(&mut known.expects_continue, true) {
+                        return Err(HeadError::Repeated("Expect"));
                     }
                 }
-                14 if field.name.eq_ignore_ascii_case("content-length")
+                7 if field.name.eq_ignore_ascii_case("upgrade") => known.upgrade = true,
+                10 if field.name.eq_ignore_ascii_case("connection") => known.read_options(value)?,
+                // One that is checked and another that is used would let anybody in.
+                13 if field.name.eq_ignore_ascii_case("authorization")
+                    && std::mem::replace(&mut known.is_authorized, true) =>
+                {
+                    return Err(HeadError::Repeated("Authorization"));
+                }
+                14 if is_spelled_like(field.name, "content-length")?
                     && known.length.replace(length(value)?).is_some() =>
                 {
                     return Err(HeadError::Length);
                 }
-                17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
-                    known.codings.get_or_insert_default().extend(value.split(|&b| b == b',').map(trim));
+                17 if is_spelled_like(field.name, "transfer-encoding")? => {
+                    let codings = known.codings.get_or_insert_default();
+                    value.split(|&b| b == b',').map(trim).for_each(|coding| codings.add(coding));
                 }
                 _ => {}
             }
         }
         Ok(known)
+    }
+
+    fn read_options(&mut self, value: &[u8]) -> Result<(), HeadError> {
+        for option in list(value) {
+            if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if !option.iter().all(|&b| is_token_byte(b))
+                || END_TO_END.iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
+            {
+                return Err(HeadError::Connection);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn framing(&self, version: Version) -> Result<Framing, HeadError> {
@@ -65,14 +116,11 @@ impl<'a> Known<'a> {
         if version == Version::Http10 {
             return Err(HeadError::TransferEncoding);
         }
-        let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
-        match codings.iter().filter(|c| is_chunked(c)).count() {
-            1 if codings.len() == 1 => Ok(Framing::Chunked),
-            _ if codings.iter().any(|c| c.is_empty() || !c.iter().all(|&b| is_token_byte(b))) => {
-                Err(HeadError::TransferEncoding)
-            }
-            0 => Err(HeadError::UnknownCoding),
-            1 if codings.last().is_some_and(is_chunked) => Err(HeadError::UnknownCoding),
+        match (codings.count, codings.chunked_count) {
+            (1, 1) => Ok(Framing::Chunked),
+            _ if codings.is_malformed => Err(HeadError::TransferEncoding),
+            (_, 0) => Err(HeadError::UnknownCoding),
+            (_, 1) if codings.is_chunked_last => Err(HeadError::UnknownCoding),
             _ => Err(HeadError::TransferEncoding),
         }
     }
@@ -87,12 +135,37 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Digits only: `+5`, `5, 5`, ` ` and what exceeds 64 bits are no lengths (RFC 9110 §8.6).
-fn length(value: &[u8]) -> Result<u64, HeadError> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(HeadError::Length);
+impl Codings {
+    fn add(&mut self, coding: &[u8]) {
+        self.is_chunked_last = coding.eq_ignore_ascii_case(b"chunked");
+        self.count += 1;
+        self.chunked_count += usize::from(self.is_chunked_last);
+        self.is_malformed |= coding.is_empty() || !coding.iter().all(|&b| is_token_byte(b));
     }
-    std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).ok_or(HeadError::Length)
+}
+
+/// Digits only: `+5`, `5, 5`, ` ` and what exceeds 63 bits are no lengths (RFC 9110 §8.6). Nor is `010`: a program that
+/// reads numbers as C does finds 8 in it.
+fn length(value: &[u8]) -> Result<u64, HeadError> {
+    let is_number = match value {
+        [] | [b'0', _, ..] => false,
+        digits => digits.iter().all(u8::is_ascii_digit),
+    };
+    let parsed = || std::str::from_utf8(value).ok()?.parse().ok();
+    is_number.then(parsed).flatten().filter(|&length| length <= LENGTH_MAX).ok_or(HeadError::Length)
+}
+
+/// Whether `name` is the one asked for, of the same length, in any case.
+///
+/// # Errors
+/// It is so only where punctuation does not count. In the environment of a program `Content_Length` and `Content-Length`
+/// are one name (RFC 3875 §4.1.18); nobody sends the first in good faith.
+fn is_spelled_like(name: &str, asked: &'static str) -> Result<bool, HeadError> {
+    if name.eq_ignore_ascii_case(asked) {
+        return Ok(true);
+    }
+    let is_same = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (b == b'-' && !a.is_ascii_alphanumeric());
+    if name.bytes().zip(asked.bytes()).all(is_same) { Err(HeadError::Disguised(asked)) } else { Ok(false) }
 }
 
 /// The members of a comma-separated list, empty ones left out (RFC 9110 §5.6.1.2).

@@ -4,9 +4,12 @@
 //! implementations could understand differently is refused, because somebody behind us might be the other one. The
 //! exact bytes are kept: a handoff can deliver them.
 
+use std::borrow::Cow;
+
 use super::body::Framing;
+pub use super::error::{HeadError, HostFault};
 use super::fields::{Known, is_token_byte};
-use super::path::{self, PathError};
+use super::path;
 use super::target::{Target, authority};
 
 /// What bounds a head.
@@ -21,98 +24,6 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { head_bytes_max: 32 << 10, headers_max: 100 }
-    }
-}
-
-/// Why a head is refused. `status` says what the client is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum HeadError {
-    /// A carriage return without line feed, or the reverse (RFC 9112 §2.2).
-    #[error("a bare carriage return or line feed")]
-    BareLineBreak,
-    /// CONNECT asks for a tunnel, which this server is not (RFC 9110 §9.3.6).
-    #[error("method CONNECT")]
-    Connect,
-    /// A field line that is none: white space before the colon, folding, a character that may not stand there.
-    #[error("a malformed field line")]
-    Field,
-    /// Several Host fields, one that is no host, or none in HTTP/1.1 (RFC 9112 §3.2).
-    #[error("{0} Host")]
-    Host(HostFault),
-    /// Content-Length is no number, a list, or said twice (RFC 9112 §6.3).
-    #[error("invalid Content-Length")]
-    Length,
-    /// Content-Length beside Transfer-Encoding (RFC 9112 §6.1).
-    #[error("Content-Length with Transfer-Encoding")]
-    LengthAndCoding,
-    /// The path has no single meaning.
-    #[error(transparent)]
-    Path(#[from] PathError),
-    /// The request line is none.
-    #[error("a malformed request line")]
-    RequestLine,
-    /// A request target in a form that its method does not have (RFC 9112 §3.2).
-    #[error("a malformed request target")]
-    Target,
-    /// The request line alone is longer than a head may be.
-    #[error("a request line of over {0} bytes")]
-    TargetTooLong(usize),
-    /// More bytes than `head_bytes_max`.
-    #[error("a head of over {0} bytes (head_bytes_max)")]
-    TooLarge(usize),
-    /// More fields than `headers_max`.
-    #[error("over {0} fields (headers_max)")]
-    TooManyFields(usize),
-    /// Transfer-Encoding that does not end in one `chunked`, or in HTTP/1.0 (RFC 9112 §6.1).
-    #[error("faulty Transfer-Encoding")]
-    TransferEncoding,
-    /// A transfer coding other than chunked (RFC 9112 §6.1).
-    #[error("unknown transfer coding")]
-    UnknownCoding,
-    /// An expectation other than 100-continue (RFC 9110 §10.1.1).
-    #[error("unknown expectation")]
-    UnknownExpectation,
-    /// A body where a change of protocol is asked for, or on TRACE.
-    #[error("{0} with a body")]
-    UnwantedBody(&'static str),
-    /// A version that is not 1.0 or 1.1.
-    #[error("not HTTP/1.0 or HTTP/1.1")]
-    Version,
-}
-
-/// What is wrong with Host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HostFault {
-    /// It is no `host[:port]`.
-    Invalid,
-    /// HTTP/1.1 without it.
-    Missing,
-    /// Said more than once.
-    Repeated,
-}
-
-impl std::fmt::Display for HostFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Invalid => "invalid",
-            Self::Missing => "no",
-            Self::Repeated => "more than one",
-        })
-    }
-}
-
-impl HeadError {
-    /// The status that the client is answered with, after which the connection is closed.
-    pub fn status(self) -> u16 {
-        match self {
-            Self::Connect | Self::UnknownCoding => 501,
-            Self::TargetTooLong(_) => 414,
-            Self::TooLarge(_) | Self::TooManyFields(_) => 431,
-            Self::UnknownExpectation => 417,
-            Self::Version => 505,
-            _ => 400,
-        }
     }
 }
 
@@ -174,6 +85,24 @@ impl Span {
     }
 }
 
+/// A part of the head that has one form. Most clients send it in that form already: then it is not stored again.
+#[derive(Clone, Debug)]
+enum Text {
+    /// Stands nowhere in the head, or need not.
+    Implied(&'static str),
+    Made(Box<str>),
+    Received(Span),
+}
+
+impl Text {
+    fn of(text: Cow<'_, str>, whole: &[u8]) -> Self {
+        match text {
+            Cow::Borrowed(part) => Self::Received(Span::of(part.as_bytes(), whole)),
+            Cow::Owned(made) => Self::Made(made.into()),
+        }
+    }
+}
+
 /// A complete, checked request head and the exact bytes that it was read from.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
@@ -183,8 +112,8 @@ pub struct RequestHead {
     query: Option<Span>,
     version: Version,
     fields: Box<[(Span, Span)]>,
-    path: String,
-    authority: String,
+    path: Text,
+    authority: Text,
     framing: Framing,
     persistence: Persistence,
     expectation: Expectation,
@@ -257,15 +186,21 @@ impl RequestHead {
         let known = Known::read(tokens.headers)?;
         let framing = known.framing(version)?;
         let target_parts = Target::split(method, target)?;
-        let host = match known.host {
-            Some(value) => Some(authority(value)?),
-            None if version == Version::Http11 => return Err(HeadError::Host(HostFault::Missing)),
-            None => None,
-        };
-        // Absolute-form replaces Host (RFC 9112 §3.2.2).
-        let authority = match target_parts.authority {
-            Some(text) => authority(text.as_bytes())?,
-            None => host.unwrap_or_default(),
+        let host = known.host.map(authority).transpose()?;
+        if host.is_none() && version == Version::Http11 {
+            return Err(HeadError::Host(HostFault::Missing));
+        }
+        // Absolute-form replaces Host (RFC 9112 §3.2.2). Somebody behind us who reads only one of them must not find
+        // another host than we did.
+        let authority = match target_parts.absolute {
+            Some(absolute) => {
+                let own = authority(absolute.authority.as_bytes())?;
+                if host.is_some_and(|host| !absolute.agree(&own, &host)) {
+                    return Err(HeadError::Host(HostFault::Conflicting));
+                }
+                Some(own)
+            }
+            None => host,
         };
         if framing != Framing::None {
             if known.upgrade {
@@ -290,10 +225,11 @@ impl RequestHead {
                 })
                 .collect(),
             path: match target_parts.path {
-                "*" => "*".to_owned(),
-                path => path::normalise(path)?,
+                "*" => Text::Implied("*"),
+                "/" => Text::Implied("/"),
+                path => Text::of(path::normalise(path)?, bytes),
             },
-            authority,
+            authority: authority.map_or(Text::Implied(""), |text| Text::of(text, bytes)),
             framing,
             persistence: known.persistence(version),
             expectation: if known.expects_continue && version == Version::Http11 && framing != Framing::None {
@@ -322,7 +258,7 @@ impl RequestHead {
 
     /// Normalised, without the query; `*` for a request about the server as a whole.
     pub fn path(&self) -> &str {
-        &self.path
+        self.read(&self.path)
     }
 
     /// Behind the first `?`, as the client wrote it.
@@ -332,15 +268,16 @@ impl RequestHead {
 
     /// Of absolute-form or Host, in lower case with its port; empty in an HTTP/1.0 request without either.
     pub fn authority(&self) -> &str {
-        &self.authority
+        self.read(&self.authority)
     }
 
     /// The authority without its port, and without the dot that may end a name: `example.org.` is the same host, and
     /// must not reach another route.
     pub fn host(&self) -> &str {
-        let host = match self.authority.rsplit_once(':') {
+        let authority = self.authority();
+        let host = match authority.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => &self.authority,
+            _ => authority,
         };
         host.strip_suffix('.').unwrap_or(host)
     }
@@ -375,6 +312,14 @@ impl RequestHead {
         self.fields().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
+    fn read<'a>(&'a self, text: &'a Text) -> &'a str {
+        match text {
+            Text::Implied(text) => text,
+            Text::Made(made) => made,
+            Text::Received(span) => self.text(*span),
+        }
+    }
+
     fn text(&self, span: Span) -> &str {
         std::str::from_utf8(span.of_bytes(&self.bytes)).expect("httparse gave this span as text")
     }
@@ -402,6 +347,10 @@ fn names_another_version(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::super::naive::{SMALL, check_head};
     use super::*;
 
     const LIMITS: Limits = Limits { head_bytes_max: 32 << 10, headers_max: 100 };
@@ -509,10 +458,33 @@ mod tests {
     }
 
     #[test]
-    fn absolute_form_replaces_host() {
-        let head = parse("GET http://Y:81?q HTTP/1.1\r\nHost: x\r\n\r\n").expect("well-formed");
+    fn absolute_form_names_the_host_that_host_names() {
+        let absolute = |target: &str, host: &str| parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let head = absolute("http://Y:81?q", "y:81").expect("well-formed");
         assert_eq!((head.authority(), head.path(), head.query()), ("y:81", "/", Some("q")));
+        assert_eq!(absolute("http://x:80/a", "x").map(|h| h.authority().to_owned()), Ok("x:80".into()));
+        assert_eq!(absolute("http://x/a", "y").err(), Some(HeadError::Host(HostFault::Conflicting)));
         refused("GET http://y/ HTTP/1.1\r\n\r\n", 400);
+        let alone = parse("GET http://y/ HTTP/1.0\r\n\r\n").expect("well-formed");
+        assert_eq!((alone.authority(), alone.host()), ("y", "y"));
+        let asked =
+            |target: &str| parse(&format!("OPTIONS {target} HTTP/1.1\r\nHost: x\r\n\r\n")).map(|h| h.path().to_owned());
+        assert_eq!(
+            (asked("http://x"), asked("http://x/"), asked("http://x?")),
+            (Ok("*".into()), Ok("/".into()), Ok("/".into()))
+        );
+    }
+
+    #[test]
+    fn what_has_one_form_already_is_not_stored_again() {
+        let is_made = |text: &Text| matches!(text, Text::Made(_));
+        let made = |target: &str, host: &str| {
+            let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect("well-formed");
+            (is_made(&head.path), is_made(&head.authority))
+        };
+        assert_eq!(made("/a/b?c", "example.org:80"), (false, false));
+        assert_eq!(made("/", "[::1]"), (false, false));
+        assert_eq!(made("/%61", "Example.org"), (true, true));
     }
 
     #[test]
@@ -554,9 +526,24 @@ mod tests {
         let framing = |fields: &str| get(fields).map(|h| h.framing()).map_err(HeadError::status);
         assert_eq!(framing(""), Ok(Framing::None));
         assert_eq!(framing("Content-Length: 0\r\n"), Ok(Framing::None));
-        assert_eq!(framing("Content-Length: 007\r\n"), Ok(Framing::Length(7)));
-        assert_eq!(framing("Content-Length: 18446744073709551615\r\n"), Ok(Framing::Length(u64::MAX)));
-        for value in ["", "+1", "-1", "1,1", "1 1", "0x1", "1.0", "18446744073709551616", "one"] {
+        assert_eq!(framing("Content-Length: 7\r\n"), Ok(Framing::Length(7)));
+        assert_eq!(framing("Content-Length: 9223372036854775807\r\n"), Ok(Framing::Length(i64::MAX as u64)));
+        for value in [
+            "",
+            "+1",
+            "-1",
+            "-0",
+            "007",
+            "00",
+            "1,1",
+            "1 1",
+            "0x1",
+            "1.0",
+            "1_0",
+            "9223372036854775808",
+            "18446744073709551617",
+            "one",
+        ] {
             assert_eq!(framing(&format!("Content-Length: {value}\r\n")), Err(400), "{value}");
         }
         assert_eq!(framing("Content-Length: 1\r\nContent-Length: 1\r\n"), Err(400));
@@ -576,6 +563,38 @@ mod tests {
         assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n"), Err(400));
         assert_eq!(framing("Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n"), Ok(Framing::None));
         assert_eq!(framing("Expect: something\r\n"), Err(417));
+        assert_eq!(framing("Expect: 100-continue\r\nExpect: 100-continue\r\n"), Err(400));
+        for name in
+            ["Content_Length", "content.length", "CONTENT+LENGTH", "Transfer_Encoding", "Transfer-Encoding\u{7c}"]
+        {
+            let expected = if name.ends_with('|') { Ok(Framing::None) } else { Err(400) };
+            assert_eq!(framing(&format!("{name}: 1\r\n")), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_connection_names_is_not_what_everybody_needs() {
+        let connection =
+            |value: &str| get(&format!("Connection: {value}\r\n")).map(|h| h.persistence()).map_err(HeadError::status);
+        for value in ["", "keep-alive", "Upgrade, HTTP2-Settings", "TE", ", x ,", "\tKeep-Alive,x-own"] {
+            assert_eq!(connection(value), Ok(Persistence::KeepAlive), "{value:?}");
+        }
+        assert_eq!(connection("close, keep-alive"), Ok(Persistence::Close));
+        for value in [
+            "Host",
+            "x, Content-Length",
+            "TRANSFER-ENCODING",
+            "authorization",
+            "X-Forwarded-For",
+            "\"close\"",
+            "close;x",
+            "a b",
+            "é",
+        ] {
+            assert_eq!(connection(value), Err(400), "{value:?}");
+        }
+        let authorized = |count: usize| get(&"Authorization: Bearer x\r\n".repeat(count)).map(drop);
+        assert_eq!((authorized(1), authorized(2)), (Ok(()), Err(HeadError::Repeated("Authorization"))));
     }
 
     #[test]
@@ -587,12 +606,84 @@ mod tests {
         assert_eq!(of("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"), Persistence::KeepAlive);
     }
 
-    proptest::proptest! {
+    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "OPTIONS", "TRACE", "get", "M-SEARCH"];
+    const TARGETS: [&str; 12] = [
+        "/",
+        "*",
+        "/a/b?c",
+        "/%61/..//b",
+        "/a%2fb;c",
+        "http://x",
+        "http://x:80/a",
+        "HTTPS://x?q",
+        "http://[0::1]/",
+        "/..;/",
+        "/a\\b",
+        "//x/..",
+    ];
+    const FIELDS: [&str; 16] = [
+        "A: b\r\n",
+        "B:\t c \r\n",
+        "C:\r\n",
+        "Connection: close\r\n",
+        "Connection: keep-alive, x\r\n",
+        "Content-Length: 5\r\n",
+        "Content-Length: 0\r\n",
+        "Content_Length: 5\r\n",
+        "Expect: 100-continue\r\n",
+        "Host: x\r\n",
+        "Host: [0:0::1]:80\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: gzip\r\n",
+        "Upgrade: h2c\r\n",
+        "Cookie: a=b; c=\u{e9}\r\n",
+        "Authorization: x\r\n",
+    ];
+
+    /// What heads are made of, whole and in splinters.
+    fn splinter() -> impl Strategy<Value = &'static str> {
+        let lines = [
+            "GET / HTTP/1.1\r\nHost: x\r\n",
+            "POST ",
+            " HTTP/1.0\r\n",
+            "Host:",
+            "Content-Length:",
+            "Transfer-Encoding:",
+            "Connection:",
+            "chunked",
+        ];
+        let bits = [
+            "\r\n", "\r", "\n", "\r\n\r\n", " ", "\t", "0", "7", "+", ",", ":", ";", "/", "..", "%", "2", "f", "x",
+            "\u{e9}", "\0", "\u{7f}", "\"", "#", "?", "[",
+        ];
+        select([&lines[..], &bits, &FIELDS, &TARGETS].concat())
+    }
+
+    proptest! {
         #[test]
-        fn no_input_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-            if let Ok(Some(length)) = end(&bytes, 0, LIMITS) {
-                drop(RequestHead::parse(&bytes[..length], LIMITS));
-            }
+        fn no_input_is_read_in_two_ways(bytes in proptest::collection::vec(any::<u8>(), 0..200), piece in 1usize..40) {
+            check_head(&bytes, piece, SMALL);
+        }
+
+        #[test]
+        fn nor_is_one_made_of_a_heads_splinters(parts in proptest::collection::vec(splinter(), 0..40), piece in 1usize..40) {
+            check_head(parts.concat().as_bytes(), piece, SMALL);
+        }
+
+        #[test]
+        fn nor_is_a_head_that_is_nearly_one(
+            (method, target, fields) in (select(&METHODS[..]), select(&TARGETS[..]), proptest::collection::vec(select(&FIELDS[..]), 0..6)),
+            version in select(&["1.0", "1.1"][..]),
+            at in any::<prop::sample::Index>(),
+            change in "|[\\x00-\\x7f]|\r\n| |:",
+            cut in 0usize..3,
+            piece in 1usize..40,
+        ) {
+            let text = format!("{method} {target} HTTP/{version}\r\nHost: x\r\n{}\r\n", fields.concat());
+            check_head(text.as_bytes(), piece, SMALL);
+            let at = at.index(text.len());
+            let changed = [text.as_bytes().get(..at).unwrap(), change.as_bytes(), text.as_bytes().get(at + cut..).unwrap_or(b"")].concat();
+            check_head(&changed, piece, SMALL);
         }
 
         #[test]

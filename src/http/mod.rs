@@ -4,8 +4,11 @@
 //! bytes that these functions looked at are taken from it.
 
 pub mod body;
+mod error;
 pub mod fields;
 pub mod head;
+#[cfg(any(test, fuzzing))]
+pub mod naive;
 pub mod path;
 pub mod response;
 mod target;

@@ -1,7 +1,11 @@
 //! The request target's path as routes and policies see it.
 //!
 //! Two spellings of one path must not reach two routes: what a policy guards as `/admin/` is not to be had as
-//! `//admin/`, `/x/../admin/` or `/%61dmin/`. The bytes that the client sent are kept beside it, untouched.
+//! `//admin/`, `/x/../admin/` or `/%61dmin/`. Where the other spelling is another path to us and the same to programs
+//! that decode more than we do, it is refused: `/x/..%2Fadmin/`, `/x/..;/admin/`, `/x\..\admin/`. The bytes that the client
+//! sent are kept beside it, untouched.
+
+use std::borrow::Cow;
 
 /// Why a path cannot be understood in one way only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -9,25 +13,41 @@ pub enum PathError {
     /// `..` leads above the root.
     #[error("the path leads above the root")]
     AboveRoot,
+    /// A slash to some, and no character of a path (RFC 3986 §3.3).
+    #[error("a backslash in the path")]
+    Backslash,
     /// A percent sign without two hexadecimal digits (RFC 3986 §2.1).
     #[error("a percent sign without two hexadecimal digits")]
     BadEscape,
     /// An encoded control character.
     #[error("an encoded control character in the path")]
     Control,
+    /// `.` or `..` between encoded slashes, or with a parameter: a dot segment to whoever decodes or cuts first.
+    #[error("a hidden dot segment in the path")]
+    HiddenDots,
+    /// An ASCII character in two or more bytes (RFC 3629 §3).
+    #[error("an overlong character in the path")]
+    Overlong,
 }
 
 /// Returns `path` with unreserved characters decoded, remaining escapes in upper case, repeated slashes merged and dot
 /// segments resolved (RFC 3986 §6.2.2). `path` begins with `/` and holds visible ASCII only.
 ///
 /// An encoded slash (`%2F`) stays encoded: it is data inside a segment, not a boundary.
-pub fn normalise(path: &str) -> Result<String, PathError> {
-    let clean =
-        !path.bytes().zip(path.bytes().skip(1)).any(|pair| matches!(pair, (b'/', b'/' | b'.'))) && !path.contains('%');
-    if clean {
-        return Ok(path.to_owned());
+///
+/// # Errors
+/// [`PathError`]: whatever somebody could take for another path.
+pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
+    let mut before = 0;
+    let is_normal = path.bytes().all(|byte| {
+        let is_odd = matches!((before, byte), (_, b'%' | b'\\') | (b'/', b'/' | b'.'));
+        before = byte;
+        !is_odd
+    });
+    if is_normal {
+        return Ok(Cow::Borrowed(path));
     }
-    resolve_dots(&decode_unreserved(path)?)
+    resolve_dots(&decode_unreserved(path)?).map(Cow::Owned)
 }
 
 /// Returns `text` with every escape decoded, and `+` as a space where `plus` says so. Malformed escapes stay as they are.
@@ -67,6 +87,9 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
     let mut out = String::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
+        if bytes[at] == b'\\' {
+            return Err(PathError::Backslash);
+        }
         if bytes[at] != b'%' {
             out.push(char::from(bytes[at]));
             at += 1;
@@ -83,8 +106,24 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
         }
         at += 3;
     }
-    Ok(out)
+    if OVERLONG.iter().any(|begin| out.contains(begin)) { Err(PathError::Overlong) } else { Ok(out) }
 }
+
+/// How ASCII in two, three and four bytes begins. Other bytes that are no UTF-8 are somebody's Latin-1.
+const OVERLONG: [&str; 12] = [
+    "%C0%8",
+    "%C0%9",
+    "%C0%A",
+    "%C0%B",
+    "%C1%8",
+    "%C1%9",
+    "%C1%A",
+    "%C1%B",
+    "%E0%80%",
+    "%E0%81%",
+    "%F0%80%80%",
+    "%F0%80%81%",
+];
 
 fn resolve_dots(path: &str) -> Result<String, PathError> {
     let mut segments: Vec<&str> = Vec::new();
@@ -96,6 +135,7 @@ fn resolve_dots(path: &str) -> Result<String, PathError> {
             ".." => {
                 segments.pop().ok_or(PathError::AboveRoot)?;
             }
+            name if hides_dots(name) => return Err(PathError::HiddenDots),
             name => segments.push(name),
         }
     }
@@ -110,6 +150,14 @@ fn resolve_dots(path: &str) -> Result<String, PathError> {
     Ok(out)
 }
 
+/// Whether a segment is a dot segment, or several, to a program that takes escaped slashes for slashes or cuts parameters
+/// off. Its escapes are in upper case.
+fn hides_dots(segment: &str) -> bool {
+    let pieces = segment.split("%2F").flat_map(|piece| piece.split("%5C"));
+    let names = pieces.map(|piece| piece.split("%3B").next().unwrap_or(piece).split(';').next().unwrap_or(piece));
+    names.into_iter().any(|name| matches!(name, "." | ".."))
+}
+
 fn hex_pair(pair: &[u8]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()
@@ -120,7 +168,7 @@ mod tests {
     use super::*;
 
     fn check(path: &str, expected: Result<&str, PathError>) {
-        assert_eq!(normalise(path), expected.map(str::to_owned), "{path}");
+        assert_eq!(normalise(path), expected.map(Cow::Borrowed), "{path}");
     }
 
     #[test]
@@ -139,6 +187,9 @@ mod tests {
         check("/.hidden", Ok("/.hidden"));
         check("/..a", Ok("/..a"));
         check("/a;x=1", Ok("/a;x=1"));
+        check("/a%2f%2Fb%5c", Ok("/a%2F%2Fb%5C"));
+        check("/..a%2F.b%2F...;.", Ok("/..a%2F.b%2F...;."));
+        check("/%e0%e9/%C0", Ok("/%E0%E9/%C0"));
     }
 
     #[test]
@@ -150,11 +201,38 @@ mod tests {
         check("/%zz", Err(PathError::BadEscape));
         check("/%00", Err(PathError::Control));
         check("/a%0d%0ab", Err(PathError::Control));
+        check("/a%7f", Err(PathError::Control));
+        check("/a\\..\\b", Err(PathError::Backslash));
+        for hidden in
+            ["/..%2fb", "/a%2F..", "/a%5c..%5cb", "/%2e%2E%2Fb", "/.%2fb", "/..;/b", "/a/..;x=1/b", "/.;/b", "/..%3b/b"]
+        {
+            check(hidden, Err(PathError::HiddenDots));
+        }
+        for overlong in ["/%c0%ae%c0%ae/b", "/a%c0%afb", "/%C1%9C", "/%e0%80%af", "/%F0%80%80%AF"] {
+            check(overlong, Err(PathError::Overlong));
+        }
     }
 
     #[test]
     fn decoding_leaves_malformed_escapes_alone() {
         assert_eq!(decode("a%20b+c%", Plus::Literal), "a b+c%");
         assert_eq!(decode("a%20b+c%zz", Plus::Space), "a b c%zz");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_path_has_two_spellings(text in "/[!-~]{0,40}") {
+            super::super::naive::check_path(&text);
+        }
+
+        #[test]
+        fn nor_one_of_dots_slashes_and_escapes(text in "(/|\\.|\\.\\.|//|;|%2[efEF]|%5[cC]|%3[bB]|%25|%[0-9A-Fa-f]{2}|%c0%ae|\\\\|a){0,16}") {
+            super::super::naive::check_path(&format!("/{text}"));
+        }
+
+        #[test]
+        fn anything_is_decoded(text in ".{0,40}") {
+            super::super::naive::check_path(&text);
+        }
     }
 }

@@ -3,12 +3,12 @@
 use super::head::{Persistence, Version};
 use crate::decision::Field;
 
-/// An answer with its whole body. Framing fields are not among `fields`: [`encode`] writes them.
+/// An answer with its whole body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// 200 to 599.
     pub status: u16,
-    /// In the order in which they go onto the wire.
+    /// In the order in which they go onto the wire. Framing fields among them are left out: [`encode`] writes its own.
     pub fields: Vec<Field>,
     /// Left out for HEAD, 204, 205 and 304.
     pub body: Vec<u8>,
@@ -26,12 +26,20 @@ pub struct Context {
 }
 
 /// Whether an answer's body is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
     /// The request was HEAD: the fields say what the body would be (RFC 9110 §9.3.2).
     HeadOnly,
     /// Everything is sent.
+    #[default]
     Whole,
+}
+
+impl Presence {
+    /// What a head that is at fault asked for, so far as it came. Whoever sent HEAD would read a body as the next answer.
+    pub fn asked(head: &[u8]) -> Self {
+        if head.starts_with(b"HEAD ") { Self::HeadOnly } else { Self::Whole }
+    }
 }
 
 /// `100 Continue`, sent when somebody is about to read a body whose client waits (RFC 9110 §15.2.1).
@@ -44,10 +52,15 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
         Vec::with_capacity(160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>() + body.len());
     out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(*status)).as_bytes());
     // Whoever made the answer may have dated it; there is one date (RFC 9110 §6.6.1).
-    if !fields.iter().any(|f| f.name.eq_ignore_ascii_case("date")) {
+    let is_date = |field: &Field| field.name.eq_ignore_ascii_case("date");
+    let mut is_dated = fields.iter().any(is_date);
+    if !is_dated {
         out.extend_from_slice(format!("Date: {date}\r\n").as_bytes());
     }
-    for field in fields {
+    for field in fields.iter().filter(|field| !is_framing(&field.name)) {
+        if is_date(field) && !std::mem::take(&mut is_dated) {
+            continue;
+        }
         out.extend_from_slice(title_case(&field.name).as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(&field.value);
@@ -73,7 +86,7 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
 
 /// Whether a field is the gateway's to write, whoever else names it.
 pub fn is_framing(name: &str) -> bool {
-    ["connection", "content-length", "keep-alive", "trailer", "transfer-encoding", "upgrade"]
+    ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"]
         .iter()
         .any(|framing| name.eq_ignore_ascii_case(framing))
 }
@@ -178,10 +191,32 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_one_date() {
+    fn an_answer_has_one_date_and_one_framing() {
         let context = Context { version: Version::Http11, body: Presence::Whole, persistence: Persistence::KeepAlive };
-        let dated = Field { name: "date".into(), value: b"Mon, 07 Nov 1994 08:49:37 GMT".to_vec() };
-        let bytes = encode(&Answer { status: 204, fields: vec![dated], body: vec![] }, context, DATE);
+        let field = |name: &str, value: &str| Field { name: name.into(), value: value.into() };
+        let dates = ["date", "Date"].map(|name| field(name, "Mon, 07 Nov 1994 08:49:37 GMT"));
+        let framing = ["Content-Length", "connection", "transfer-encoding", "Keep-Alive"].map(|name| field(name, "5"));
+        let answer = Answer { status: 204, fields: dates.into_iter().chain(framing).collect(), body: vec![] };
+        let bytes = encode(&answer, context, DATE);
         assert_eq!(bytes, b"HTTP/1.1 204 No Content\r\nDate: Mon, 07 Nov 1994 08:49:37 GMT\r\n\r\n");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_answer_is_one_answer_whatever_is_in_it(
+            status in 200_u16..600,
+            fields in proptest::collection::vec(("[!#-'*+.0-9A-Z^-z|~-]{1,12}|[Dd]ate|Connection|content-length", "[^\r\n\0]{0,20}"), 0..8),
+            body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60),
+            bits in 0..8,
+        ) {
+            let fields = fields.into_iter().map(|(name, value)| Field { name, value: value.into_bytes() }).collect();
+            let pick = |bit: i32| bits & bit == 0;
+            let context = Context {
+                version: if pick(1) { Version::Http10 } else { Version::Http11 },
+                body: if pick(2) { Presence::HeadOnly } else { Presence::Whole },
+                persistence: if pick(4) { Persistence::Close } else { Persistence::KeepAlive },
+            };
+            super::super::naive::check_answer(&Answer { status, fields, body }, context);
+        }
     }
 }
