@@ -86,7 +86,7 @@ fn main() {
             let clients = receive(&connection, &options).1;
             for client in &clients {
                 // One that has left is kept all the same.
-                drop(send(client.as_raw_fd(), b"from hoard\n", MsgFlags::MSG_NOSIGNAL));
+                let _: nix::Result<usize> = send(client.as_raw_fd(), b"from hoard\n", MsgFlags::MSG_NOSIGNAL);
             }
             kept.extend(clients);
             continue;
