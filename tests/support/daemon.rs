@@ -13,20 +13,27 @@
 //! | `drop` | accepts, closes unread |
 //! | `die-accepted` | accepts, exits |
 //! | `die-read` | reads the message, exits |
+//! | `late` | accepts, closes unread after `after=MS` |
+//! | `shut` | accepts, shuts its end down in both directions and keeps it, unread |
+//! | `babble` | accepts, talks as much as anybody takes, never reads |
+//! | `peek` | accepts, looks at the message without reading it, lets go of the client that it got so; never reads |
+//! | `close` | reads the message, closes the client at once |
+//! | `pass-on` | reads the message, hands the client over to who listens at `to=PATH` |
+//! | `hoard` | greets every client and keeps it, in one thread and without an event |
 //!
 //! Options: `backlog=N`; `name=TEXT` in its answers; `keep=1` keeps its end of the connection open; `short=1` reads one
 //! byte, then closes its end and serves; `read=N` reads that many bytes of the client first, `all=1` everything until it
 //! ends; `peek=1` shows what is there.
 //! Prints events as JSON: `ready`, `accepted`, `got`, `client-gone`, `done`.
 
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen,
-    recvmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    accept4, bind, connect, listen, recvmsg, send, sendmsg, shutdown, socket,
 };
 
 #[derive(Clone)]
@@ -75,17 +82,74 @@ fn main() {
         #[allow(unsafe_code, reason = "accept4 gives a new descriptor that nobody else owns")]
         // SAFETY: see the reason.
         let connection = unsafe { OwnedFd::from_raw_fd(connection) };
+        if options.mode == "hoard" {
+            let clients = receive(&connection, &options).1;
+            for client in &clients {
+                // One that has left is kept all the same.
+                let _: nix::Result<usize> = send(client.as_raw_fd(), b"from hoard\n", MsgFlags::MSG_NOSIGNAL);
+            }
+            kept.extend(clients);
+            continue;
+        }
         say("accepted", serde_json::json!({}));
         match options.mode.as_str() {
             "deaf" => kept.push(connection),
             "drop" => drop(connection),
+            "shut" => {
+                shutdown(connection.as_raw_fd(), Shutdown::Both).expect("connected");
+                kept.push(connection);
+            }
             "die-accepted" => std::process::abort(),
+            "late" => {
+                let pause = Duration::from_millis(options.get("after").expect("after=MS").parse().expect("a number"));
+                std::thread::spawn(move || {
+                    std::thread::park_timeout(pause);
+                    drop(connection);
+                });
+            }
+            "babble" => {
+                std::thread::spawn(move || {
+                    while send(connection.as_raw_fd(), &[b'?'; 4096], MsgFlags::MSG_NOSIGNAL).is_ok() {}
+                    std::thread::park_timeout(Duration::from_secs(60));
+                    drop(connection);
+                });
+            }
+            "peek" => {
+                look(&connection);
+                kept.push(connection);
+            }
             _ => {
                 let options = options.clone();
                 std::thread::spawn(move || serve(connection, &options));
             }
         }
     }
+}
+
+/// Waits for a message and looks at it. The descriptor that the kernel gives with it is a copy, and closed.
+fn look(connection: &OwnedFd) {
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 253]);
+    let mut buffer = [0; 1];
+    let mut iov = [IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_PEEK;
+    let message = recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut iov, Some(&mut control), flags).expect("a message");
+    for part in message.cmsgs().expect("not truncated") {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            #[allow(unsafe_code, reason = "recvmsg gives new descriptors that nobody else owns")]
+            // SAFETY: see the reason.
+            numbers.into_iter().for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+}
+
+/// Hands a client over once more, with the same message, to a daemon of the same kind.
+fn pass_on(client: &OwnedFd, data: &[u8], options: &Options) {
+    let kind = if options.kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
+    let to = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    connect(to.as_raw_fd(), &UnixAddr::new(options.get("to").expect("to=PATH")).expect("short")).expect("it listens");
+    let numbers = [client.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(data)], &rights, MsgFlags::MSG_NOSIGNAL, None).expect("sent");
 }
 
 /// The message's bytes and descriptors.
@@ -126,6 +190,11 @@ fn serve(connection: OwnedFd, options: &Options) {
     let Some(client) = descriptors.pop() else {
         return say("no-descriptor", serde_json::json!({"data": String::from_utf8_lossy(&data)}));
     };
+    match options.mode.as_str() {
+        "close" => return drop(client),
+        "pass-on" => return pass_on(&client, &data, options),
+        _ => {}
+    }
     let flags = nix::fcntl::fcntl(&client, nix::fcntl::F_GETFL).expect("open");
     let blocking = flags & nix::fcntl::OFlag::O_NONBLOCK.bits() == 0;
     let mut client = TcpStream::from(client);

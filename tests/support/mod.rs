@@ -6,6 +6,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test program takes what it needs")]
 
+pub mod load;
+
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -92,6 +95,9 @@ impl Lines {
         }
     }
 }
+
+/// Open descriptors: how many there are of each kind.
+pub type Ledger = BTreeMap<String, usize>;
 
 /// `baton run` on a configuration of its own.
 pub struct Gateway {
@@ -208,6 +214,28 @@ impl Gateway {
         let is_socket =
             |path: PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
         fds.filter(|fd| is_socket(fd.path())).count()
+    }
+
+    /// Open descriptors by what they are, without their numbers.
+    pub fn ledger(&self) -> Ledger {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").flatten();
+        let mut ledger = Ledger::new();
+        for kind in fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()) {
+            let kind = kind.to_string_lossy();
+            let kind = kind.split_once(":[").map_or(&*kind, |(kind, _)| kind).to_owned();
+            *ledger.entry(kind).or_default() += 1;
+        }
+        ledger
+    }
+
+    /// Waits until it has the same descriptors as `before`, each kind as many times.
+    #[track_caller]
+    pub fn ledger_is(&self, before: &Ledger) {
+        let end = Instant::now() + patience();
+        while self.ledger() != *before {
+            assert!(Instant::now() < end, "{before:#?} became {:#?}", self.ledger());
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     /// Waits until it has no more descriptors than `before`: nothing of what happened since is left.
