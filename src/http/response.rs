@@ -71,6 +71,21 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
     out
 }
 
+/// Returns the head of a response whose body somebody else writes and ends by closing: no length, no chunks.
+pub fn encode_head(status: u16, fields: &[Field], date: &str) -> Vec<u8> {
+    let mut out = format!("HTTP/1.1 {status} {}\r\n", phrase(status)).into_bytes();
+    let date = Field { name: "date".into(), value: date.as_bytes().to_vec() };
+    let is_dated = fields.iter().any(|f| f.name.eq_ignore_ascii_case("date"));
+    for field in std::iter::once(&date).filter(|_| !is_dated).chain(fields) {
+        out.extend_from_slice(title_case(&field.name).as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(&field.value);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    out
+}
+
 /// Whether a field is the gateway's to write, whoever else names it.
 pub fn is_framing(name: &str) -> bool {
     ["connection", "content-length", "keep-alive", "trailer", "transfer-encoding", "upgrade"]
@@ -175,6 +190,16 @@ mod tests {
         check(200, close, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: close||hello"));
         let old = Context { version: Version::Http10, ..whole };
         check(200, old, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: keep-alive||hello"));
+    }
+
+    #[test]
+    fn a_head_for_somebody_elses_body_says_nothing_of_its_length() {
+        let field = |name: &str, value: &str| Field { name: name.into(), value: value.into() };
+        let kind = field("content-type", "text/event-stream");
+        let expected = format!("HTTP/1.1 201 Created|Date: {DATE}|Content-Type: text/event-stream|Connection: close||");
+        assert_eq!(encode_head(201, &[kind], DATE), expected.replace('|', "\r\n").into_bytes());
+        let dated = encode_head(200, &[field("date", "then")], DATE);
+        assert_eq!(dated, b"HTTP/1.1 200 OK\r\nDate: then\r\nConnection: close\r\n\r\n");
     }
 
     #[test]
