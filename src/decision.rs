@@ -39,13 +39,20 @@ impl Edits {
     }
 }
 
-/// Status and fields that the gateway writes before it lets go of the client.
+/// Status and fields that the gateway writes before it lets go of the client; the daemon writes the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     /// 200 to 599.
     pub status: u16,
     /// Never framing fields: those are the gateway's.
     pub headers: Vec<Field>,
+}
+
+impl ResponseHead {
+    /// Whether a body may follow (RFC 9110 §15.3.5, §15.3.6, §15.4.5): without one there is nothing for a daemon to do.
+    pub fn has_body(&self) -> bool {
+        !matches!(self.status, 204 | 205 | 304)
+    }
 }
 
 /// When a handoff may be a pair of sockets that the gateway translates between.
@@ -69,9 +76,9 @@ pub struct Handoff {
     pub data: Vec<u8>,
     /// Travels in the native dialect only.
     pub metadata: Vec<(String, String)>,
-    /// Written to the client before the descriptor is sent.
+    /// Written to the client before the descriptor is sent. In the dialect `fdpass` one is written in any case.
     pub response_head: Option<ResponseHead>,
-    /// Deliver the request head exactly as it was received.
+    /// Deliver the request head exactly as it was received. In the dialect `datagram` it is delivered in any case.
     pub include_head: bool,
     /// Whether a relay is wanted, allowed or forbidden.
     pub relay: RelayMode,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::handoff::{
-    self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, Message, Refusal, SendError, Stage, Taken,
+    self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, HeadBytes, Message, Refusal, SendError, Stage, Taken,
 };
 
 /// The pause before the second round over a target's sockets; doubled before each further one.
@@ -80,11 +80,17 @@ impl Target {
         &self.name
     }
 
+    /// How its daemons are spoken to.
+    pub fn dialect(&self) -> Dialect {
+        self.members.first().map_or(Dialect::Auto, |member| member.daemon.dialect())
+    }
+
     /// Hands `client` over to one of the daemons: each is tried once a round, with a pause between rounds. `until` bounds
-    /// all of it.
+    /// all of it. A `head` is written once, before the first of them gets the client.
     ///
     /// # Errors
-    /// The last daemon's: the client comes back in [`SendError::Refused`] only.
+    /// The last daemon's: the client comes back in [`SendError::Refused`] only, and can be answered only if nothing of the
+    /// head was written.
     ///
     /// # Cancel safety
     /// As [`handoff::send`]'s: the client is closed, unwritten.
@@ -92,6 +98,7 @@ impl Target {
         &self,
         mut client: OwnedFd,
         message: &Message,
+        mut head: Option<&mut HeadBytes>,
         options: &Options,
         until: Option<Instant>,
         beat: &Beat,
@@ -109,7 +116,8 @@ impl Target {
                 attempts += 1;
                 let deadlines = within(&options.deadlines, until);
                 let count = InFlight::begin(&member.in_flight);
-                let result = handoff::send(client, message, &member.daemon, &deadlines, beat).await;
+                let result =
+                    handoff::send(client, message, head.as_deref_mut(), &member.daemon, &deadlines, beat).await;
                 drop(count);
                 match result {
                     Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {
@@ -180,6 +188,7 @@ fn within(deadlines: &Deadlines, until: Option<Instant>) -> Deadlines {
         connect: deadlines.connect.min(left),
         send: deadlines.send.min(left),
         acknowledge: deadlines.acknowledge.min(left),
+        head: deadlines.head.min(left),
     }
 }
 
@@ -211,6 +220,14 @@ impl Table {
     pub fn new(targets: Vec<Target>, prefixes: Vec<PathBuf>, options: Options) -> Self {
         let by_name = targets.into_iter().map(|target| (Arc::clone(&target.name), Arc::new(target))).collect();
         Self { by_name, prefixes, options }
+    }
+
+    /// How a target's daemons are spoken to, if there is one of that name: those of a path in [`Dialect::Auto`].
+    pub fn dialect(&self, name: &str) -> Option<Dialect> {
+        match self.by_name.get(name) {
+            Some(target) => Some(target.dialect()),
+            None => name.starts_with('/').then_some(Dialect::Auto),
+        }
     }
 
     /// Finds a target by its name, or makes one for an absolute path below an allowed prefix. `may_name` says

@@ -35,13 +35,15 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The program has the client, blocking, on standard input and output; the request's head was read by \
-    the gateway, its body was not. HANDOFF_DATA_FILE names a file with the data of the handoff. A program that writes \
-    nothing is answered for: 502, or 504 when its time is up. Exit codes: 0 asked to stop, 1 failed, 2 usage."
+    the gateway, its body was not. HANDOFF_DATA_FILE names a file with the data of the handoff; in the dialect datagram it \
+    is the request's head. A program that writes nothing is answered for: 502, or 504 when its time is up. With \
+    HANDOFF_HEAD_SENT=1, in the dialect fdpass, the response's head was written by the gateway: the program writes the \
+    body, and where it fails the client is reset. Exit codes: 0 asked to stop, 1 failed, 2 usage."
 )]
 pub struct Receive {
     /// Where to listen; a stale socket is replaced
     socket: PathBuf,
-    /// How handoffs arrive: seqpacket or stream
+    /// How handoffs arrive: seqpacket, stream, fdpass or datagram
     #[arg(long, default_value = "seqpacket", value_parser = dialect)]
     dialect: Dialect,
     /// Programs at a time; more clients wait in the backlog
@@ -134,10 +136,15 @@ pub fn run(arguments: Receive) -> anyhow::Result<ExitCode> {
 /// Runs the program for one client, and answers where it did not.
 fn serve(handoff: Handoff, data_file: &Path, command: &[std::ffi::OsString], seat: &Seat) -> anyhow::Result<()> {
     let before = written_bytes(handoff.client());
+    let is_head_sent = handoff.is_head_sent();
     let started = start(&handoff, data_file, command);
     let client = handoff.into_client();
     let end = match started {
         Ok(child) => seat.watch(child)?,
+        Err(error) if is_head_sent => {
+            reset(client);
+            return Err(error);
+        }
         Err(error) => {
             answer(client, before, "502 Bad Gateway");
             return Err(error);
@@ -148,16 +155,24 @@ fn serve(handoff: Handoff, data_file: &Path, command: &[std::ffi::OsString], sea
         Some(Cut::Drained) => "503 Service Unavailable",
         Some(Cut::Late) => "504 Gateway Timeout",
     };
-    if end.cut.is_some() && written_bytes(client.as_fd()) != before {
-        // Half an answer must not look whole, as it would with a clean end where the end is what delimits it. This is
-        // about the close only, so a socket that does not know of it is closed all the same.
-        let _ = setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
-    } else {
-        answer(client, before, status);
+    let has_failed = end.cut.is_some() || !end.status.success();
+    let has_written = written_bytes(client.as_fd()) != before;
+    match (is_head_sent, has_written) {
+        (_, true) if end.cut.is_some() => reset(client),
+        (true, false) if has_failed => reset(client),
+        (true, _) => close_gracefully(client, CLOSE_PATIENCE),
+        (false, _) => answer(client, before, status),
     }
     ensure!(end.cut != Some(Cut::Late), "{}: ran too long", command[0].display());
     ensure!(end.status.success(), "{}: {}", command[0].display(), end.status);
     Ok(())
+}
+
+/// Ends a client whose answer is not whole: a clean end would make it look so where the end is what delimits it. A client
+/// over a Unix socket knows no reset; it is closed.
+fn reset(client: OwnedFd) {
+    // This is about the close only, so a socket that does not know of it is closed all the same.
+    let _ = setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
 fn start(handoff: &Handoff, data_file: &Path, command: &[std::ffi::OsString]) -> anyhow::Result<Child> {
@@ -340,8 +355,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn dialect(name: &str) -> Result<Dialect, String> {
     match name.parse() {
-        Ok(dialect @ (Dialect::Seqpacket | Dialect::Stream)) => Ok(dialect),
-        _ => Err("seqpacket or stream".to_owned()),
+        Ok(Dialect::Auto) | Err(_) => Err("seqpacket, stream, fdpass or datagram".to_owned()),
+        Ok(dialect) => Ok(dialect),
     }
 }
 

@@ -123,7 +123,7 @@ pub struct HandoffFile {
 pub struct TargetFile {
     /// Paths of Unix sockets; absolute, or relative to this file.
     pub sockets: Vec<String>,
-    /// `seqpacket`, `stream` or `auto`. Default auto.
+    /// `seqpacket`, `stream`, `fdpass`, `datagram` or `auto`, which is one of the first two. Default auto.
     pub dialect: Option<String>,
     /// `least-in-flight` or `round-robin`. Default least-in-flight.
     pub balance: Option<String>,
@@ -133,7 +133,7 @@ pub struct TargetFile {
     pub queue_timeout: Option<Time>,
     /// Not served by this version.
     pub queue_max: Option<usize>,
-    /// Users (names or ids) whose daemons take clients; absent: any.
+    /// Users (names or ids) whose daemons take clients; absent: any. Not with `datagram`, where the kernel does not tell.
     pub allow_uids: Option<Vec<User>>,
 }
 
@@ -230,15 +230,25 @@ pub struct RouteFile {
 pub struct DefaultFile {
     /// A target's name.
     pub handoff: Option<String>,
-    /// Not served by this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub response_head: Option<toml::Value>,
+    /// With `handoff`: the response's head, written here; the daemon writes the body. Default in the dialect fdpass: 200
+    /// without fields; in the others: none, the daemon writes the head.
+    pub response_head: Option<ResponseHeadFile>,
     /// Not served by this version.
     pub proxy: Option<String>,
     /// An answer made here.
     pub respond: Option<RespondFile>,
     /// Not served by this version.
     pub file: Option<String>,
+}
+
+/// `response_head = { status = 200, headers = { … } }`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResponseHeadFile {
+    /// 200 to 599, but none that has no body (204, 205, 304). Default 200.
+    pub status: Option<u16>,
+    /// Fields by name.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// `respond = { status = 404, body = "…", headers = { … } }`

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::fault::{Fault, Faults, Key, Source};
 use super::file::{
     ConfigFile, DefaultFile, GatewayFile, HandoffFile, LimitsFile, ListenerFile, LogFormat, OnErrorFile, PolicyFile,
-    RespondFile, RouteFile, TargetFile, User,
+    RespondFile, ResponseHeadFile, RouteFile, TargetFile, User,
 };
 use super::{Config, Listener, Policy, Route, Target};
-use crate::decision::{Action, Field, Handoff, Respond};
+use crate::decision::{Action, Field, Handoff, Respond, ResponseHead};
 use crate::handoff::{Address, Daemon, Deadlines, Dialect};
 use crate::http::fields::is_token_byte;
 use crate::http::response::is_framing;
@@ -202,6 +202,7 @@ impl<'a> Resolver<'a> {
             connect: time(file.connect_timeout, 100),
             send: time(file.send_timeout, 200),
             acknowledge: time(file.ack_timeout, 1000),
+            head: limits.body_timeout.map_or(connection::Limits::default().body_timeout, |t| t.0),
         };
         let data_bytes_max = limits.handoff_data_bytes_max.map_or(1 << 20, |s| s.0);
         (target::Options { deadlines, retries: file.retries.unwrap_or(2), data_bytes_max }, prefixes)
@@ -215,7 +216,7 @@ impl<'a> Resolver<'a> {
             self.fault(&key, "no sockets");
         }
         let dialect = match file.dialect.as_deref().unwrap_or("auto") {
-            "fdpass" | "datagram" | "baton" => Err(NOT_SERVED.to_owned()),
+            "baton" => Err(NOT_SERVED.to_owned()),
             text => text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}")),
         };
         let dialect = dialect.map_err(|message| self.fault(&key.name("dialect"), message)).unwrap_or_default();
@@ -227,6 +228,9 @@ impl<'a> Resolver<'a> {
         };
         let balance = balance.map_err(|message| self.fault(&key.name("balance"), message));
         let uids = self.uids(&key, file.allow_uids.as_deref()).unwrap_or_default();
+        if dialect == Dialect::Datagram && file.allow_uids.is_some() {
+            self.fault(&key.name("allow_uids"), "not with datagram: the kernel does not tell whose socket it goes to");
+        }
         let mut daemons = Vec::new();
         for (at, socket) in file.sockets.iter().enumerate() {
             match Address::new(self.path(socket)) {
@@ -351,7 +355,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
-        self.not_served(key, &[("response_head", file.response_head.is_some()), ("file", file.file.is_some())]);
+        self.not_served(key, &[("file", file.file.is_some())]);
         if file.proxy.is_some() {
             self.fault(&key.name("proxy"), "proxy is not served by this version: it has no upstreams");
         }
@@ -364,19 +368,47 @@ impl<'a> Resolver<'a> {
             if !whole.target.contains_key(target) {
                 self.fault(&key.name("handoff"), format!("no target is called {target:?}"));
             }
-            return Some(Action::Handoff(Handoff { target: target.clone(), ..Handoff::default() }));
+            let head = file.response_head.as_ref();
+            let response_head = head.map(|head| self.response_head(&key.name("response_head"), head));
+            return Some(Action::Handoff(Handoff { target: target.clone(), response_head, ..Handoff::default() }));
+        }
+        if file.response_head.is_some() {
+            self.fault(&key.name("response_head"), "it goes with handoff");
         }
         self.respond(&key.name("respond"), file.respond.as_ref()?)
     }
 
+    fn response_head(&mut self, key: &Key, file: &ResponseHeadFile) -> ResponseHead {
+        let status = self.status(key, file.status);
+        let head = ResponseHead { status, headers: self.fields(&key.name("headers"), &file.headers) };
+        if !head.has_body() {
+            self.fault(
+                &key.name("status"),
+                "a response of this status has no body: there is nothing for a daemon to write",
+            );
+        }
+        head
+    }
+
     fn respond(&mut self, key: &Key, file: &RespondFile) -> Option<Action> {
-        let status = file.status.unwrap_or(200);
+        let status = self.status(key, file.status);
+        let headers = self.fields(&key.name("headers"), &file.headers);
+        let body = file.body.clone().unwrap_or_default().into_bytes();
+        Some(Action::Respond(Respond { status, headers, body }))
+    }
+
+    fn status(&mut self, key: &Key, status: Option<u16>) -> u16 {
+        let status = status.unwrap_or(200);
         if !(200..=599).contains(&status) {
             self.fault(&key.name("status"), "between 200 and 599");
         }
-        let mut headers = Vec::new();
-        for (name, value) in &file.headers {
-            let key = key.name("headers").name(name);
+        status
+    }
+
+    fn fields(&mut self, key: &Key, written: &BTreeMap<String, String>) -> Vec<Field> {
+        let mut fields = Vec::new();
+        for (name, value) in written {
+            let key = key.name(name);
             if name.is_empty() || !name.bytes().all(is_token_byte) {
                 self.fault(&key, "no field name");
             } else if is_framing(name) {
@@ -384,11 +416,10 @@ impl<'a> Resolver<'a> {
             } else if value.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
                 self.fault(&key, "a line break or NUL in a value");
             } else {
-                headers.push(Field { name: name.to_ascii_lowercase(), value: value.clone().into_bytes() });
+                fields.push(Field { name: name.to_ascii_lowercase(), value: value.clone().into_bytes() });
             }
         }
-        let body = file.body.clone().unwrap_or_default().into_bytes();
-        Some(Action::Respond(Respond { status, headers, body }))
+        fields
     }
 
     fn pages(&mut self, files: &BTreeMap<String, String>) -> ErrorPages {

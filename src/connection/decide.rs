@@ -46,16 +46,17 @@ impl Serving<'_> {
                 r.decision = None;
                 r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
             });
-            let Decision { action, annotations, .. } = match result.map_err(Failure::from).and_then(fitting) {
-                Ok(decision) => decision,
-                Err(failure) => {
-                    self.policy_failed(&generation, request, &failure.text);
-                    match (generation.on_error(), failure.fault) {
-                        (OnError::Pass, Fault::Policys) => continue,
-                        _ => return Err(Denied),
+            let Decision { action, annotations, .. } =
+                match result.map_err(Failure::from).and_then(|decision| self.fitting(decision)) {
+                    Ok(decision) => decision,
+                    Err(failure) => {
+                        self.policy_failed(&generation, request, &failure.text);
+                        match (generation.on_error(), failure.fault) {
+                            (OnError::Pass, Fault::Policys) => continue,
+                            _ => return Err(Denied),
+                        }
                     }
-                }
-            };
+                };
             self.line.annotate(annotations);
             self.line.set(|r| r.decision = Some(action.word()));
             match action {
@@ -116,6 +117,15 @@ impl Serving<'_> {
         })
     }
 
+    /// A handoff whose parts do not fit each other, or its daemons, is a value that cannot be used.
+    fn fitting(&self, decision: Decision) -> Result<Decision, Failure> {
+        let reason = match &decision.action {
+            Action::Handoff(handoff) => hand_over::misfit(handoff, &self.settings.targets),
+            _ => None,
+        };
+        reason.map_or(Ok(decision), |reason| Err(Failure { text: reason.to_owned(), fault: Fault::Policys }))
+    }
+
     /// Says that a policy failed, in the log and in the request's line.
     fn policy_failed(&mut self, generation: &Generation, request: &Request, error: &str) {
         let (policy, number) = (generation.policy(), generation.number());
@@ -141,16 +151,5 @@ impl From<PolicyError> for Failure {
     fn from(error: PolicyError) -> Self {
         let fault = if matches!(error, PolicyError::Exhausted(_)) { Fault::Gateways } else { Fault::Policys };
         Self { text: error.to_string(), fault }
-    }
-}
-
-/// A handoff whose parts do not fit each other is a value that cannot be used.
-fn fitting(decision: Decision) -> Result<Decision, Failure> {
-    match &decision.action {
-        Action::Handoff(handoff) => match hand_over::misfit(handoff) {
-            Some(reason) => Err(Failure { text: reason.to_owned(), fault: Fault::Policys }),
-            None => Ok(decision),
-        },
-        _ => Ok(decision),
     }
 }

@@ -1,18 +1,29 @@
 //! A handoff that was decided: to its target, then to the alternates; and an answer when nobody took the client.
+//!
+//! Where the gateway writes the response's head, the client is out of reach of any answer from the head's first byte on.
+//! So everything that can be judged before is: names, lengths, whether the parts fit each other and every daemon that may
+//! be tried. What fails behind the head ends in a reset, which no client takes for a whole response.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Serving;
 use crate::access_log::micros;
 use crate::client::Client;
 use crate::decision::{Handoff, Outcome, RelayMode};
 use crate::exchange::Exchange;
-use crate::handoff::{Message, Refusal, Sealed, SendError};
+use crate::handoff::{Dialect, HeadBytes, Message, Refusal, Sealed, SendError};
+use crate::http::response::encode_head;
 use crate::log::chain;
+use crate::pace::Pace;
 use crate::policy::Generation;
 use crate::request::Request;
-use crate::target::{NameError, Target};
+use crate::target::{self, NameError, Target};
+
+/// How long a connection is read that ended with the answer to a HEAD; in all, and without a byte.
+const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+/// The same while the gateway drains.
+const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
 /// Why no daemon took a client that is still ours.
 enum Refused {
@@ -21,16 +32,63 @@ enum Refused {
     Unavailable,
 }
 
-/// What the parts of a handoff cannot be together; `None` when they fit.
-pub(super) fn misfit(handoff: &Handoff) -> Option<&'static str> {
-    if handoff.response_head.is_some() {
-        return Some("response-head needs the dialect fdpass, which this version does not speak");
-    }
+/// What the parts of a handoff cannot be together, or not with the daemons that it names; `None` when they fit.
+pub(super) fn misfit(handoff: &Handoff, targets: &target::Table) -> Option<&'static str> {
     if handoff.relay == RelayMode::Always {
         return Some("relay always is not offered by this version");
     }
-    (handoff.include_head && !handoff.data.is_empty())
-        .then_some("include-head with data: the message is one or the other")
+    if handoff.include_head && !handoff.data.is_empty() {
+        return Some("include-head with data: the message is one or the other");
+    }
+    if handoff.response_head.as_ref().is_some_and(|head| !head.has_body()) {
+        return Some("response-head with a status that has no body: there is nothing for a daemon to write");
+    }
+    let (mut writes_head, mut leaves_head) = (handoff.response_head.is_some(), false);
+    // Names that lead nowhere are another matter, and found later.
+    for dialect in names(handoff).filter_map(|name| targets.dialect(name)) {
+        match dialect {
+            Dialect::Fdpass if handoff.include_head => return Some("include-head in the dialect fdpass"),
+            Dialect::Fdpass if !handoff.data.is_empty() => return Some("data in the dialect fdpass"),
+            Dialect::Datagram if !handoff.data.is_empty() => {
+                return Some("data in the dialect datagram, whose message is the request's head");
+            }
+            Dialect::Fdpass => writes_head = true,
+            _ => leaves_head = handoff.response_head.is_none(),
+        }
+    }
+    (writes_head && leaves_head).then_some(
+        "daemons that write the response's head among alternates that do not (fdpass): a response-head makes them alike",
+    )
+}
+
+fn names(handoff: &Handoff) -> impl Iterator<Item = &String> {
+    std::iter::once(&handoff.target).chain(&handoff.alternates)
+}
+
+/// What of a handoff is the same for every daemon that is tried.
+struct Parts {
+    message: Message,
+    /// What a datagram is, made when there is one to be sent.
+    datagram: Option<Message>,
+    head: Option<(u16, HeadBytes)>,
+    until: Option<tokio::time::Instant>,
+}
+
+impl Parts {
+    /// What goes to a target: its message, and the response's head that goes before.
+    fn to(&mut self, target: &Target, request: &Request) -> (&Message, Option<&mut HeadBytes>) {
+        let message = match target.dialect() {
+            Dialect::Datagram => self.datagram.get_or_insert_with(|| Message::new(request.head.bytes())),
+            _ => &self.message,
+        };
+        (message, self.head.as_mut().map(|(_, head)| head))
+    }
+
+    /// The status of the head, and how much of it the client was sent; `None` when nothing was.
+    fn written(&self) -> Option<(u16, u64)> {
+        let (status, head) = self.head.as_ref()?;
+        (head.written() > 0).then(|| (*status, head.written() as u64))
+    }
 }
 
 impl Serving<'_> {
@@ -44,13 +102,6 @@ impl Serving<'_> {
         by: Option<&Generation>,
     ) -> Option<Client> {
         let options = &self.settings.targets.options;
-        let data = if handoff.include_head { request.head.bytes() } else { &handoff.data };
-        if data.len() > options.data_bytes_max {
-            let limit = options.data_bytes_max;
-            let error = format!("{} bytes of data, over {limit} (handoff_data_bytes_max)", data.len());
-            self.not_handed_over(request, &handoff.target, by, error);
-            return self.fail(exchange, request, Outcome::Refused, 500).await;
-        }
         let targets = match self.targets(handoff, by) {
             Ok(targets) => targets,
             Err((name, error)) => {
@@ -58,32 +109,88 @@ impl Serving<'_> {
                 return self.fail(exchange, request, Outcome::PolicyError, 403).await;
             }
         };
+        let has = |dialect| targets.iter().any(|target| target.dialect() == dialect);
+        let data = if handoff.include_head { request.head.bytes() } else { &handoff.data };
+        let longest = if has(Dialect::Datagram) { data.len().max(request.head.bytes().len()) } else { data.len() };
+        if longest > options.data_bytes_max {
+            let limit = options.data_bytes_max;
+            let error = format!("{longest} bytes of data, over {limit} (handoff_data_bytes_max)");
+            self.not_handed_over(request, &handoff.target, by, error);
+            return self.fail(exchange, request, Outcome::Refused, 500).await;
+        }
+        let head = match &handoff.response_head {
+            Some(head) => Some((head.status, encode_head(head.status, &head.headers, &date()))),
+            None => has(Dialect::Fdpass).then(|| (200, encode_head(200, &[], &date()))),
+        };
+        if let Some((status, head)) = &head
+            && request.head.method() == "HEAD"
+        {
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            return Box::pin(self.answer_head(exchange, *status, head)).await;
+        }
         if !handoff.metadata.is_empty() {
             tracing::debug!(request = %request.id, "metadata is left out: it travels by the native dialect only");
         }
-        let until = handoff.timeout.map(|timeout| tokio::time::Instant::now() + timeout);
-        self.send(exchange, request, &Message::new(data), &targets, until, by).await
+        let parts = Parts {
+            message: Message::new(data),
+            datagram: None,
+            head: head.map(|(status, bytes)| (status, HeadBytes::new(bytes))),
+            until: handoff.timeout.map(|timeout| tokio::time::Instant::now() + timeout),
+        };
+        self.send(exchange, request, parts, &targets, by).await
+    }
+
+    /// Answers HEAD with the head that a daemon's body would follow. Nobody is handed over.
+    async fn answer_head(mut self, exchange: Exchange, status: u16, head: &[u8]) -> Option<Client> {
+        let (socket, _) = exchange.release();
+        let mut client = Client::new(socket);
+        let sent = client.write_all(head, &Pace::new(&self.settings.limits)).await;
+        self.line.set(|r| {
+            (r.outcome, r.status) = (Outcome::Responded, Some(status));
+            match &sent {
+                Ok(()) => r.bytes_out += head.len() as u64,
+                Err((count, error)) => {
+                    r.bytes_out += *count as u64;
+                    (r.outcome, r.error) = (Outcome::ClientGone, Some(error.to_string()));
+                }
+            }
+        });
+        self.line.end();
+        if sent.is_ok() {
+            let guard = self.guard;
+            let stop = async {
+                guard.draining().await;
+                tokio::time::sleep(LINGER_DRAINING).await;
+            };
+            client.linger(LINGER.1, LINGER.0, stop).await;
+        }
+        None
     }
 
     async fn send(
         mut self,
         exchange: Exchange,
         request: &Request,
-        message: &Message,
+        mut parts: Parts,
         targets: &[Arc<Target>],
-        until: Option<tokio::time::Instant>,
         by: Option<&Generation>,
     ) -> Option<Client> {
         let began = Instant::now();
         let (mut socket, state) = exchange.release();
         let mut refused = Refused::Unavailable;
         for target in targets {
-            let tried =
-                target.hand_over(socket, message, &self.settings.targets.options, until, &self.worker.beat).await;
+            let until = parts.until;
+            let (message, head) = parts.to(target, request);
+            let options = &self.settings.targets.options;
+            let tried = target.hand_over(socket, message, head, options, until, &self.worker.beat).await;
+            let written = parts.written();
             self.line.set(|r| {
                 r.to = Some(target.name().to_owned());
                 r.attempts += tried.attempts;
                 r.handoff_us = Some(micros(began.elapsed()));
+                if let Some((status, bytes)) = written {
+                    (r.status, r.bytes_out) = (Some(status), bytes);
+                }
             });
             match tried.result {
                 Ok(_) => {
@@ -102,16 +209,31 @@ impl Serving<'_> {
                     break;
                 }
                 Err(SendError::Unread(unread)) => {
-                    let answer = state.encode_last(&self.unavailable(request));
-                    self.sealed(unread.seal(&answer), answer.len(), target, request);
+                    if written.is_some() {
+                        self.sealed(unread.reset(), 0, target, request);
+                    } else {
+                        let answer = state.encode_last(&self.unavailable(request));
+                        self.sealed(unread.seal(&answer), answer.len(), target, request);
+                    }
                     return None;
                 }
                 Err(error) => {
+                    let is_gone = matches!(error, SendError::ClientGone { .. });
                     self.not_handed_over(request, target.name(), by, chain(&error));
-                    self.line.set(|r| r.outcome = Outcome::Unanswered);
+                    self.line.set(|r| r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered });
                     return None;
                 }
             }
+        }
+        if parts.written().is_some() {
+            // Closing resets: see `HeadBytes`.
+            drop(socket);
+            tracing::warn!(request = %request.id, "reset: no daemon took the client, and its response had begun");
+            self.line.set(|r| {
+                r.outcome = Outcome::Refused;
+                r.error = Some(format!("{}; reset behind the response's head", r.error.as_deref().unwrap_or_default()));
+            });
+            return None;
         }
         self.answer_refused(state.resume(socket), request, refused).await
     }
@@ -136,7 +258,7 @@ impl Serving<'_> {
         let may_name = |name: &str| by.is_none_or(|policy| policy.may_name(name));
         let find =
             |name: &'h String| self.settings.targets.find(name, may_name).map_err(|error| (name.as_str(), error));
-        std::iter::once(&handoff.target).chain(&handoff.alternates).map(find).collect()
+        names(handoff).map(find).collect()
     }
 
     /// Says that a target did not take the client, in the log and in the request's line.
@@ -146,21 +268,32 @@ impl Serving<'_> {
         self.line.set(|r| (r.error, r.to) = (Some(error), Some(target.to_owned())));
     }
 
-    fn sealed(&mut self, sealed: Sealed, length: usize, target: &Target, request: &Request) {
+    /// `answer_bytes` is the length of a 503.
+    fn sealed(&mut self, sealed: Sealed, answer_bytes: usize, target: &Target, request: &Request) {
         let (request, target_name) = (request.id, target.name());
-        let (outcome, status, bytes, error) = match sealed {
-            Sealed::Answered => (Outcome::Refused, Some(503), length as u64, "unread at the deadline (ack_timeout)"),
+        let answered = (Some(503), answer_bytes as u64);
+        let (outcome, (status, bytes), error) = match sealed {
+            Sealed::Answered => (Outcome::Refused, answered, "unread at the deadline (ack_timeout)"),
+            Sealed::ClientGone => (Outcome::ClientGone, (None, 0), "unread, and the client has gone"),
             // Both may have written. That cannot be undone, so it is said loudly.
-            Sealed::Conflict => (Outcome::Unanswered, Some(503), length as u64, "conflict: read while it was answered"),
-            Sealed::LeftUnwritten => (Outcome::Unanswered, None, 0, "fate unknown: closed unwritten"),
+            Sealed::Conflict => (Outcome::Unanswered, answered, "conflict: read while it was answered"),
+            Sealed::LeftUnwritten => (Outcome::Unanswered, (None, 0), "fate unknown: closed unwritten"),
+            Sealed::Reset => {
+                (Outcome::Refused, (None, 0), "unread at the deadline (ack_timeout); reset behind the response's head")
+            }
         };
         match sealed {
             Sealed::Conflict => tracing::error!(%request, target_name, error, "handoff"),
             _ => tracing::warn!(%request, target_name, error, "no daemon took the client"),
         }
         self.line.set(|r| {
-            (r.outcome, r.status, r.error) = (outcome, status, Some(error.to_owned()));
+            (r.outcome, r.error) = (outcome, Some(error.to_owned()));
+            r.status = status.or(r.status);
             r.bytes_out += bytes;
         });
     }
+}
+
+fn date() -> String {
+    httpdate::fmt_http_date(SystemTime::now())
 }

@@ -109,6 +109,17 @@ impl Address {
     /// # Errors
     /// Any of [`AddressError`].
     pub(super) fn resolve(&self) -> Result<Resolved, AddressError> {
+        match &self.way {
+            Way::Direct(address) => Ok(Resolved::direct(*address)),
+            Way::Beneath { .. } | Way::Long => self.pin(),
+        }
+    }
+
+    /// Finds the socket and keeps hold of it: what this returns means the same socket whatever happens to the path.
+    ///
+    /// # Errors
+    /// Any of [`AddressError`].
+    pub(super) fn pin(&self) -> Result<Resolved, AddressError> {
         let named = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let socket = match &self.way {
             Way::Beneath { directory, rest } => {
@@ -120,8 +131,7 @@ impl Address {
                 );
                 openat2(directory, rest, how).map_err(opening)?
             }
-            Way::Direct(address) => return Ok(Resolved::direct(*address)),
-            Way::Long => open(&self.path, named, Mode::empty()).map_err(opening)?,
+            Way::Direct(_) | Way::Long => open(&self.path, named, Mode::empty()).map_err(opening)?,
         };
         Ok(Resolved::named(socket))
     }

@@ -5,7 +5,7 @@
 //! | call | for |
 //! |---|---|
 //! | `sendmsg` with SCM_RIGHTS (unix(7)) | the client, on the first byte of its message |
-//! | `recvmsg` with SCM_RIGHTS, MSG_CMSG_CLOEXEC | the same, on the daemon's side |
+//! | `recvmsg` with SCM_RIGHTS, MSG_CMSG_CLOEXEC | the same, on the daemon's side; with SCM_CREDENTIALS where they come |
 //! | `ioctl(SIOCOUTQ)` (unix(7), tcp(7)) | how much of what was sent is still unread |
 //! | `getsockopt(TCP_INFO)` (tcp(7)) | how many bytes anybody has ever written into a client |
 //! | `setsockopt(TCP_DEFER_ACCEPT)` (tcp(7)) | clients are accepted when they have said something |
@@ -36,10 +36,14 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// buffer is padded, so one that was meant for a single descriptor has room for two, and what nobody looks for leaks.
 const DESCRIPTORS_MAX: usize = 253;
 
-/// A control buffer for them, in units of its alignment.
-// SAFETY: CMSG_SPACE only calculates.
-const CONTROL_WORDS: usize =
-    unsafe { libc::CMSG_SPACE((DESCRIPTORS_MAX * size_of::<libc::c_int>()) as u32) as usize }.div_ceil(8);
+/// A control buffer for them and for the sender's credentials, in units of its alignment.
+const CONTROL_WORDS: usize = {
+    // SAFETY: CMSG_SPACE only calculates.
+    let rights = unsafe { libc::CMSG_SPACE((DESCRIPTORS_MAX * size_of::<libc::c_int>()) as u32) as usize };
+    // SAFETY: as above.
+    let credentials = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize };
+    (rights + credentials).div_ceil(8)
+};
 
 /// What one `recvmsg` brought.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub(super) struct Received {
     pub descriptors: Vec<OwnedFd>,
     /// Whether bytes or descriptors were cut off: more than there was room for, or than this process may open.
     pub is_truncated: bool,
+    /// Who sent it, as the kernel vouches for it; on a socket with SO_PASSCRED only.
+    pub sender_uid: Option<u32>,
 }
 
 /// Sends bytes, at least one, and with the first of them a copy of `descriptor`; says how many went out. Never raises
@@ -95,21 +101,23 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<
         Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) })
     })?;
     // SAFETY: `header` is as this recvmsg left it and still points at `control`; its descriptors are adopted this once.
-    let descriptors = unsafe { adopt(&header) };
+    let (descriptors, sender_uid) = unsafe { adopt(&header) };
     Ok(Received {
         bytes: received.cast_unsigned(),
         descriptors,
         is_truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+        sender_uid,
     })
 }
 
-/// Takes ownership of every descriptor in a received header.
+/// Takes ownership of every descriptor in a received header, and says which user its credentials name.
 ///
 /// # Safety
 /// `header` was filled in by a successful `recvmsg`, its control buffer is alive and aligned for `cmsghdr`, and this is
 /// called once for it.
-unsafe fn adopt(header: &libc::msghdr) -> Vec<OwnedFd> {
+unsafe fn adopt(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<u32>) {
     let mut descriptors = Vec::new();
+    let mut uid = None;
     // SAFETY: by this function's contract the kernel wrote the control buffer; CMSG_FIRSTHDR and CMSG_NXTHDR stay within
     // msg_controllen, which the kernel has set to what it wrote, and return null at the end.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
@@ -127,10 +135,18 @@ unsafe fn adopt(header: &libc::msghdr) -> Vec<OwnedFd> {
                 });
             }
         }
+        // SAFETY: CMSG_LEN only calculates.
+        let credentials_length = unsafe { libc::CMSG_LEN(size_of::<libc::ucred>() as u32) } as usize;
+        if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
+            && control.cmsg_len >= credentials_length
+        {
+            // SAFETY: cmsg_len covers the header and a ucred, which consists of integers.
+            uid = Some(unsafe { libc::CMSG_DATA(control).cast::<libc::ucred>().read_unaligned() }.uid);
+        }
         // SAFETY: as for CMSG_FIRSTHDR.
         next = unsafe { libc::CMSG_NXTHDR(header, control) };
     }
-    descriptors
+    (descriptors, uid)
 }
 
 /// How much of what was sent on a Unix socket its reader has not yet freed: 0 once everything was read. Counted in

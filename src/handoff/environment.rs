@@ -28,12 +28,15 @@ pub const ENVIRONMENT_NAMES: [&str; 10] = [
 /// included.
 const DATA_BYTES_MAX: usize = (128 << 10) - "HANDOFF_DATA=\0".len();
 
-pub(super) fn environment(client: BorrowedFd<'_>, data: &[u8]) -> Vec<(&'static str, OsString)> {
+pub(super) fn environment(client: BorrowedFd<'_>, data: &[u8], is_head_sent: bool) -> Vec<(&'static str, OsString)> {
     let mut variables: Vec<(&'static str, OsString)> = vec![
         ("GATEWAY_INTERFACE", "CGI/1.1".into()),
         ("SERVER_SOFTWARE", concat!("baton/", env!("CARGO_PKG_VERSION")).into()),
         ("HANDOFF_ROLE", "responder".into()),
     ];
+    if is_head_sent {
+        variables.push(("HANDOFF_HEAD_SENT", "1".into()));
+    }
     let client = client.as_raw_fd();
     if let Some(remote) = getpeername(client).ok().and_then(internet) {
         variables.push(("REMOTE_ADDR", remote.ip().to_string().into()));
@@ -83,20 +86,21 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (client, _) = listener.accept().unwrap();
-        let variables = environment(client.as_fd(), b"{}");
+        let variables = environment(client.as_fd(), b"{}", true);
         let text = |name| value(&variables, name);
         assert_eq!(text("REMOTE_ADDR").unwrap(), "127.0.0.1");
         assert_eq!(text("REMOTE_PORT").unwrap(), far.local_addr().unwrap().port().to_string());
         assert_eq!(text("SERVER_PORT").unwrap(), listener.local_addr().unwrap().port().to_string());
         assert_eq!(text("HANDOFF_DATA").unwrap(), "{}");
+        assert_eq!(text("HANDOFF_HEAD_SENT").unwrap(), "1");
         assert!(variables.iter().all(|(name, _)| ENVIRONMENT_NAMES.contains(name)));
     }
 
     #[test]
     fn a_unix_client_has_none() {
         let (client, _far) = UnixStream::pair().unwrap();
-        let variables = environment(client.as_fd(), b"a\0b");
-        for name in ["REMOTE_ADDR", "SERVER_NAME", "HANDOFF_DATA"] {
+        let variables = environment(client.as_fd(), b"a\0b", false);
+        for name in ["REMOTE_ADDR", "SERVER_NAME", "HANDOFF_DATA", "HANDOFF_HEAD_SENT"] {
             assert_eq!(value(&variables, name), None);
         }
     }
@@ -106,7 +110,7 @@ mod tests {
         let (client, _far) = UnixStream::pair().unwrap();
         let started = |bytes| {
             let data = vec![b'x'; bytes];
-            let variables = environment(client.as_fd(), &data);
+            let variables = environment(client.as_fd(), &data, false);
             let has_data = value(&variables, "HANDOFF_DATA").is_some();
             (has_data, Command::new("true").env_clear().envs(variables).status().is_ok_and(|status| status.success()))
         };

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use super::ancillary;
-use super::dialect::{SocketKind, seqpacket, stream};
+use super::dialect::{Dialect, datagram, fdpass, seqpacket, stream};
 use super::message::Message;
 
 /// Why a connection was dropped. Every descriptor that came on it is closed.
@@ -27,12 +27,15 @@ pub enum ReceiveError {
     /// The peer runs as a user who may not hand clients over.
     #[error("uid {uid} may not hand over")]
     NotAllowed {
-        /// Who it was.
+        /// Who it was; `u32::MAX`, which is nobody's, where the kernel did not say.
         uid: u32,
     },
     /// The descriptor is something else than a stream socket.
     #[error("the descriptor is not a stream socket")]
     NotAStream,
+    /// Something else than one 0x00 byte in the dialect `fdpass`: whoever sent it speaks another.
+    #[error("a message where this dialect has none")]
+    NotEmpty,
     /// The message was not whole in time.
     #[error("the message did not arrive in time")]
     TimedOut,
@@ -55,6 +58,8 @@ pub(super) struct Incoming {
 pub(super) struct Arrived {
     bytes: Vec<u8>,
     client: Option<OwnedFd>,
+    /// Who sent it, where the kernel was asked to say so.
+    uid: Option<u32>,
 }
 
 impl Incoming {
@@ -65,27 +70,54 @@ impl Incoming {
     /// Reads what is there. The message and the client once they are whole, `None` before.
     pub(super) fn read_on(
         &mut self,
-        kind: SocketKind,
+        dialect: Dialect,
         buffer: &mut Buffer,
     ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
-        let connection = self.connection.as_fd();
-        let is_whole = match kind {
-            SocketKind::Seqpacket => seqpacket::read_on(&mut self.arrived, connection, buffer)?,
-            SocketKind::Stream => stream::read_on(&mut self.arrived, connection, buffer)?,
+        let (arrived, connection) = (&mut self.arrived, self.connection.as_fd());
+        let is_whole = match dialect {
+            Dialect::Auto | Dialect::Seqpacket => seqpacket::read_on(arrived, connection, buffer)?,
+            Dialect::Datagram => datagram::read_on(arrived, connection, buffer)?,
+            Dialect::Fdpass => fdpass::read_on(arrived, connection, buffer)?,
+            Dialect::Stream => stream::read_on(arrived, connection, buffer)?,
         };
-        if !is_whole {
-            return Ok(None);
-        }
-        let Arrived { bytes, client } = std::mem::take(&mut self.arrived);
-        let client = client.ok_or(ReceiveError::NoDescriptor)?;
-        match getsockopt(&client, sockopt::SockType) {
-            Ok(SockType::Stream) => Ok(Some((Message::decode(bytes), client))),
-            _ => Err(ReceiveError::NotAStream),
-        }
+        is_whole.then(|| std::mem::take(arrived).judge(dialect)).transpose()
     }
 }
 
+/// Reads one datagram from a daemon's socket, whose sender must be one of `allow_uids`; `None` when none is there.
+pub(super) fn read_datagram(
+    socket: BorrowedFd<'_>,
+    allow_uids: &[u32],
+    buffer: &mut Buffer,
+) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
+    let mut arrived = Arrived::default();
+    if !datagram::read_on(&mut arrived, socket, buffer)? {
+        return Ok(None);
+    }
+    let uid = arrived.uid.unwrap_or(u32::MAX);
+    if !allow_uids.contains(&uid) {
+        return Err(ReceiveError::NotAllowed { uid });
+    }
+    arrived.judge(Dialect::Datagram).map(Some)
+}
+
 impl Arrived {
+    /// Takes a message that is whole, if it is one.
+    fn judge(self, dialect: Dialect) -> Result<(Message, OwnedFd), ReceiveError> {
+        let client = self.client.ok_or(ReceiveError::NoDescriptor)?;
+        match getsockopt(&client, sockopt::SockType) {
+            Ok(SockType::Stream) => {}
+            _ => return Err(ReceiveError::NotAStream),
+        }
+        let message = match dialect {
+            Dialect::Fdpass if self.bytes != fdpass::MESSAGE => return Err(ReceiveError::NotEmpty),
+            // The bytes are the client's, whatever they are.
+            Dialect::Datagram => Message::new(self.bytes),
+            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket | Dialect::Stream => Message::decode(self.bytes),
+        };
+        Ok((message, client))
+    }
+
     /// Receives once and keeps what came; says how much, or `None` when there is nothing at the moment. An end has
     /// neither bytes nor descriptors.
     pub(super) fn receive(
@@ -107,6 +139,7 @@ impl Arrived {
             return Err(ReceiveError::TooLarge);
         }
         self.bytes.extend_from_slice(&buffer.bytes[..received.bytes]);
+        self.uid = received.sender_uid;
         self.client = received.descriptors.into_iter().next().or(self.client.take());
         Ok(Some(step))
     }

@@ -79,6 +79,8 @@ mod beat;
 mod client;
 mod dialect;
 mod environment;
+#[cfg(feature = "gateway")]
+mod head_bytes;
 mod incoming;
 mod message;
 mod receive;
@@ -98,6 +100,8 @@ pub use beat::Beat;
 pub use client::close_gracefully;
 pub use dialect::{Dialect, UnknownDialect};
 pub use environment::ENVIRONMENT_NAMES;
+#[cfg(feature = "gateway")]
+pub use head_bytes::HeadBytes;
 pub use incoming::ReceiveError;
 pub use message::Message;
 pub use receive::{Acceptor, Handoff, Options, Stop};

@@ -13,12 +13,13 @@ use std::{env, fmt, fs};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
+use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
 
 use super::client;
 use super::dialect::{Dialect, SocketKind};
 use super::environment::environment;
-use super::incoming::{Buffer, Incoming, ReceiveError};
+use super::incoming::{Buffer, Incoming, ReceiveError, read_datagram};
 use super::message::Message;
 use super::resolved::Resolved;
 
@@ -30,10 +31,11 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 /// How an [`Acceptor`] listens and whom it believes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Who may hand clients over, by SO_PEERCRED (unix(7)). `None`: the uids in the environment variable
+    /// Who may hand clients over, by SO_PEERCRED, or with datagrams by SCM_CREDENTIALS (unix(7)). `None`: the uids in the environment variable
     /// `BATON_GATEWAY_UIDS`, separated by commas, or without it this process's own and root.
     pub allow_uids: Option<Vec<u32>>,
-    /// Handoffs that may wait to be accepted; net.core.somaxconn bounds it too.
+    /// Handoffs that may wait to be accepted; net.core.somaxconn bounds it too. Of datagrams as many wait as
+    /// net.unix.max_dgram_qlen says.
     pub backlog: u16,
     /// The longest message, in bytes.
     pub message_bytes_max: usize,
@@ -65,8 +67,9 @@ impl Default for Options {
 /// the socket's file if it is still the one that was bound.
 #[derive(Debug)]
 pub struct Acceptor {
+    /// In the dialect `datagram` nothing is accepted from it: it is read.
     listener: UnixListener,
-    kind: SocketKind,
+    dialect: Dialect,
     allow_uids: Vec<u32>,
     options: Options,
     incoming: Vec<Incoming>,
@@ -86,35 +89,48 @@ impl Acceptor {
         let (path, kind) = (path.as_ref(), SocketKind::of(dialect));
         remove_stale(path, kind)?;
         let listener = kind.socket()?;
+        if kind == SocketKind::Datagram {
+            // The kernel says who sent a datagram if it was asked to before that.
+            setsockopt(&listener, sockopt::PassCred, &true)?;
+        }
+        // The file is made with no more than this, whatever the umask is, so that nobody slips in before it has its mode.
+        fchmod(&listener, Mode::from_bits_truncate(options.socket_mode))?;
         Resolved::in_directory(path)?.bind(listener.as_fd())?;
         let file = SocketFile::of(path)?;
-        // Before listen(2) nobody can connect, so nobody slips in under the mode that the umask has left.
         fs::set_permissions(path, fs::Permissions::from_mode(options.socket_mode))?;
-        listen(&listener, Backlog::new(i32::from(options.backlog))?)?;
-        Self::new(listener, kind, options, Some(file))
+        if kind != SocketKind::Datagram {
+            listen(&listener, Backlog::new(i32::from(options.backlog))?)?;
+        }
+        Self::new(listener, dialect, options, Some(file))
     }
 
     /// Takes a socket that already listens, for example one that a service manager passed on. Its type tells the dialect;
-    /// its file, mode and backlog are its maker's.
+    /// its file, mode and backlog are its maker's. A SOCK_STREAM socket speaks `stream`; for `fdpass`, which has the same
+    /// type, bind one.
     ///
     /// # Errors
-    /// InvalidInput when it is neither of type SOCK_SEQPACKET nor SOCK_STREAM or does not listen, or as for
-    /// [`bind`](Self::bind).
+    /// InvalidInput when it is of no dialect's type or does not listen, or is a datagram socket that is not told who sends
+    /// (SO_PASSCRED, `PassCredentials=yes`), or as for [`bind`](Self::bind).
     pub fn from_listener(listener: OwnedFd, options: Options) -> io::Result<Self> {
-        let kind = SocketKind::of_socket(&listener)?.ok_or(io::ErrorKind::InvalidInput)?;
-        if !getsockopt(&listener, sockopt::AcceptConn)? {
+        let (dialect, is_ready) = match getsockopt(&listener, sockopt::SockType)? {
+            SockType::Datagram => (Dialect::Datagram, getsockopt(&listener, sockopt::PassCred)?),
+            SockType::SeqPacket => (Dialect::Seqpacket, getsockopt(&listener, sockopt::AcceptConn)?),
+            SockType::Stream => (Dialect::Stream, getsockopt(&listener, sockopt::AcceptConn)?),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        if !is_ready {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Self::new(listener, kind, options, None)
+        Self::new(listener, dialect, options, None)
     }
 
-    fn new(listener: OwnedFd, kind: SocketKind, options: Options, file: Option<SocketFile>) -> io::Result<Self> {
+    fn new(listener: OwnedFd, dialect: Dialect, options: Options, file: Option<SocketFile>) -> io::Result<Self> {
         let listener = UnixListener::from(listener);
         listener.set_nonblocking(true)?;
         let (stop_asked, ask) = io::pipe()?;
         Ok(Self {
             listener,
-            kind,
+            dialect,
             allow_uids: allowed_uids(&options)?,
             incoming: Vec::new(),
             buffer: Buffer::new(options.message_bytes_max),
@@ -148,7 +164,11 @@ impl Acceptor {
             if let Some(handoff) = self.read_on() {
                 return Ok(Some(handoff));
             }
-            if ready.listener {
+            if ready.listener && self.dialect == Dialect::Datagram {
+                if let Some(handoff) = self.read_datagrams()? {
+                    return Ok(Some(handoff));
+                }
+            } else if ready.listener {
                 self.accept_one()?;
                 // Whoever hands over sends at once: mostly the message is there already.
                 if let Some(handoff) = self.read_on() {
@@ -177,7 +197,7 @@ impl Acceptor {
     fn read_on(&mut self) -> Option<Handoff> {
         let mut index = 0;
         while let Some(one) = self.incoming.get_mut(index) {
-            let read = match one.read_on(self.kind, &mut self.buffer) {
+            let read = match one.read_on(self.dialect, &mut self.buffer) {
                 Ok(None) if one.deadline <= Instant::now() => Err(ReceiveError::TimedOut),
                 read => read,
             };
@@ -185,7 +205,7 @@ impl Acceptor {
                 Ok(None) => index += 1,
                 Ok(Some((message, client))) => {
                     self.incoming.remove(index);
-                    return Some(Handoff { message, client });
+                    return Some(Handoff { message, client, is_head_sent: self.dialect == Dialect::Fdpass });
                 }
                 Err(error) => {
                     self.incoming.remove(index);
@@ -196,24 +216,32 @@ impl Acceptor {
         None
     }
 
+    /// Reads what waits in a datagram socket, until one is a client.
+    fn read_datagrams(&mut self) -> io::Result<Option<Handoff>> {
+        loop {
+            if let Err(error) = self.has_room() {
+                return self.pause_if_exhausted(error).map(|()| None);
+            }
+            match read_datagram(self.listener.as_fd(), &self.allow_uids, &mut self.buffer) {
+                Ok(None) => return Ok(None),
+                Ok(Some((message, client))) => return Ok(Some(Handoff { message, client, is_head_sent: false })),
+                // There is no connection that could have broken: it is the socket itself.
+                Err(ReceiveError::Io(error)) => return Err(error),
+                Err(error) => (self.options.report)(&error),
+            }
+        }
+    }
+
     fn accept_one(&mut self) -> io::Result<()> {
         let connection = match self.listener.accept() {
             Ok((connection, _)) => OwnedFd::from(connection),
-            Err(error) => {
-                return match error.raw_os_error().map(Errno::from_raw) {
-                    // Gone again, or taken by another thread or process that listens on the same socket.
-                    Some(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR | Errno::EPERM) => Ok(()),
-                    Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                        let mut stop = [PollFd::new(self.stop_asked.as_fd(), PollFlags::POLLIN)];
-                        match poll(&mut stop, timeout(Some(Instant::now() + EXHAUSTED_PAUSE))) {
-                            Ok(_) | Err(Errno::EINTR) => Ok(()),
-                            Err(error) => Err(error.into()),
-                        }
-                    }
-                    _ => Err(error),
-                };
-            }
+            Err(error) => return self.pause_if_exhausted(error),
         };
+        if let Err(error) = self.has_room() {
+            // Closed unread, it goes elsewhere; read, its client would be cut off the message and lost.
+            drop(connection);
+            return self.pause_if_exhausted(error);
+        }
         let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
         if self.allow_uids.contains(&peer.uid()) {
             self.incoming.push(Incoming::new(connection, Instant::now() + self.options.receive_timeout));
@@ -221,6 +249,28 @@ impl Acceptor {
             (self.options.report)(&ReceiveError::NotAllowed { uid: peer.uid() });
         }
         Ok(())
+    }
+
+    /// Whether the descriptor of a client could be received: the kernel drops what does not fit into the process's table,
+    /// and the message is read all the same.
+    fn has_room(&self) -> io::Result<()> {
+        self.listener.as_fd().try_clone_to_owned().map(drop)
+    }
+
+    /// Waits for a while where this process has run out of something, so that others take the clients or they wait.
+    fn pause_if_exhausted(&self, error: io::Error) -> io::Result<()> {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // Gone again, or taken by another thread or process that listens on the same socket.
+            Some(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR | Errno::EPERM) => Ok(()),
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                let mut stop = [PollFd::new(self.stop_asked.as_fd(), PollFlags::POLLIN)];
+                match poll(&mut stop, timeout(Some(Instant::now() + EXHAUSTED_PAUSE))) {
+                    Ok(_) | Err(Errno::EINTR) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            _ => Err(error),
+        }
     }
 }
 
@@ -267,12 +317,19 @@ impl Stop {
 pub struct Handoff {
     message: Message,
     client: OwnedFd,
+    is_head_sent: bool,
 }
 
 impl Handoff {
-    /// The data that a policy or an application sent along.
+    /// The data that a policy or an application sent along; in the dialect `datagram` the request's head, as it came.
     pub fn data(&self) -> &[u8] {
         self.message.data()
+    }
+
+    /// Whether the gateway has written the response's head, so that what is written now is its body: in the dialect
+    /// `fdpass`. Others cannot tell; there the daemon writes the head, unless whoever configured both ends says otherwise.
+    pub fn is_head_sent(&self) -> bool {
+        self.is_head_sent
     }
 
     /// The client's socket, kept by the handoff.
@@ -303,7 +360,7 @@ impl Handoff {
     /// into this process's environment. HANDOFF_DATA is missing when the data has a NUL byte or is longer than 131,058
     /// bytes, which no variable can hold.
     pub fn env(&self) -> Vec<(&'static str, OsString)> {
-        environment(self.client.as_fd(), self.data())
+        environment(self.client.as_fd(), self.data(), self.is_head_sent)
     }
 }
 
@@ -347,8 +404,8 @@ fn remove_stale(path: &Path, kind: SocketKind) -> io::Result<()> {
     match Resolved::in_directory(path)?.connect(kind.socket()?.as_fd()) {
         Err(Errno::ECONNREFUSED) => fs::remove_file(path),
         Err(Errno::ENOENT) => Ok(()),
-        // EAGAIN is a full backlog, EPROTOTYPE another type of socket: both are alive.
-        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(io::ErrorKind::AddrInUse.into()),
+        // EAGAIN is a full backlog, EPROTOTYPE another type of socket, EPERM one that talks to somebody else: all alive.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPERM | Errno::EPROTOTYPE) => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) => Err(error.into()),
     }
 }

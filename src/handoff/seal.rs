@@ -8,54 +8,117 @@
 //! 2. The answer and `shutdown(SHUT_RDWR)`, one behind the other, without waiting for anything.
 //! 3. Was it read between 1 and 2? Then both may have written, and the log must say so. What is written after 2 fails with
 //!    EPIPE, so nothing later can harm the client.
+//!
+//! A client that was sent a response's head has no room for an answer. It is reset instead, which only one can do: there
+//! is no 3.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
 use super::acknowledgement::{Look, look};
 use super::ancillary::written_bytes;
-use super::dialect::SocketKind;
+use super::dialect::{SocketKind, datagram};
+use super::head_bytes;
+use super::resolved::Resolved;
 
-/// What shows that no daemon has touched a client.
+/// What will show, of a message that was sent, who has the client.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    delivery: Delivery,
+    /// How many bytes had been written to the client before the message was sent. `None`: it was not asked, or cannot be
+    /// known of this client.
+    written: Option<u64>,
+    /// Whether the client was sent a response's head.
+    has_head: bool,
+}
+
+/// How a message leaves the sender.
+#[derive(Debug)]
+enum Delivery {
+    /// By a datagram to this socket: it is read whole, but one that the receiver had not read when it died looks read.
+    Datagram(Resolved),
+    /// By a stream of several bytes: a reader may take the client with the first byte and leave the rest.
+    Parts,
+    /// By a packet or a stream of one byte: as long as it was not read, nobody has the client.
+    Whole,
+}
+
+/// Who has the client, as far as a look can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Evidence {
-    /// The message itself: as long as it was not read whole, nobody has the client. A packet is like that, and a stream
-    /// of one byte.
-    Certain,
-    /// How many bytes had been written to the client before the message was sent. A reader of a longer stream may have
-    /// taken the client with the first byte and left the rest. `None`: it cannot be known of this client.
-    Written(Option<u64>),
+pub(super) enum Verdict {
+    /// A daemon: it has read the message.
+    Taken,
+    /// Nobody so far: the message can still be read.
+    Unread,
+    /// Nobody, and nobody will: the message is gone unread.
+    Untaken,
+    /// It cannot be told. The message can be read any more, or not.
+    Unknown {
+        /// Whether it can.
+        can_be_read: bool,
+    },
 }
 
 impl Evidence {
-    /// What there will be to go by; taken before anything is sent.
-    pub(super) fn before(kind: SocketKind, bytes: &[u8], client: BorrowedFd<'_>) -> Self {
-        match kind {
-            SocketKind::Stream if bytes.len() > 1 => Self::Written(written_bytes(client)),
-            SocketKind::Seqpacket | SocketKind::Stream => Self::Certain,
+    /// What there will be to go by; taken before anything is sent. `receiver` is the socket that a datagram goes to.
+    pub(super) fn before(
+        kind: SocketKind,
+        bytes: &[u8],
+        client: BorrowedFd<'_>,
+        receiver: Option<Resolved>,
+        has_head: bool,
+    ) -> Self {
+        let (delivery, written) = match (kind, receiver) {
+            (SocketKind::Datagram, Some(receiver)) => (Delivery::Datagram(receiver), written_bytes(client)),
+            (SocketKind::Stream, _) if bytes.len() > 1 => (Delivery::Parts, written_bytes(client)),
+            _ => (Delivery::Whole, None),
+        };
+        Self { delivery, written, has_head }
+    }
+
+    /// Whether the client was sent a response's head.
+    pub(super) fn has_head(&self) -> bool {
+        self.has_head
+    }
+
+    /// What a look means in this message's case.
+    pub(super) fn verdict(&self, look: Look) -> Verdict {
+        match (look, &self.delivery) {
+            (Look::Read, Delivery::Datagram(receiver)) if !datagram::is_alive(receiver) => {
+                Verdict::Unknown { can_be_read: false }
+            }
+            (Look::Read, _) => Verdict::Taken,
+            (Look::Reset, Delivery::Whole) => Verdict::Untaken,
+            (Look::Reset, _) => Verdict::Unknown { can_be_read: false },
+            (Look::Unread, Delivery::Parts) => Verdict::Unknown { can_be_read: true },
+            (Look::Unread, _) => Verdict::Unread,
         }
     }
 
-    /// Whether an unread message of this evidence shows a client that nobody has written to.
-    pub(super) fn is_untouched(self, client: BorrowedFd<'_>) -> bool {
-        match self {
-            Self::Certain => true,
-            Self::Written(None) => false,
-            Self::Written(before) => written_bytes(client) == before,
-        }
+    /// Whether nobody has written to the client since; `false` also where that cannot be known.
+    pub(super) fn is_untouched(&self, client: BorrowedFd<'_>) -> bool {
+        self.written.is_some() && written_bytes(client) == self.written
+    }
+
+    /// Whether nobody but us has, who wrote `count` bytes and then shut down: an end that is still to be sent counts as one.
+    fn is_ours_alone(&self, client: BorrowedFd<'_>, count: usize) -> bool {
+        let (Some(before), Some(now)) = (self.written, written_bytes(client)) else { return false };
+        now.wrapping_sub(before).saturating_sub(count as u64) <= 1
     }
 }
 
-/// A client whose message was sent and, as far as can be shown, not acted upon. It can be answered once, by
-/// [`seal`](Self::seal); dropping it closes our copy, unwritten.
+/// A client whose message was sent and, as far as can be shown, not acted upon. It can be ended once, by
+/// [`seal`](Self::seal) or, where it was sent a head, by [`reset`](Self::reset); dropping it closes our copy, unwritten.
 #[derive(Debug)]
 pub struct Unread {
     client: OwnedFd,
     connection: OwnedFd,
     evidence: Evidence,
-    /// The connection has shown a reset. It does so once, and then looks as if everything had been read.
-    was_reset: bool,
+    /// What is known so far: never [`Verdict::Taken`]. A connection shows a reset once, and then looks as if everything had
+    /// been read.
+    verdict: Verdict,
 }
 
 /// What became of a client that was to be sealed. Our copy is closed in each case.
@@ -63,47 +126,82 @@ pub struct Unread {
 pub enum Sealed {
     /// It has our answer, or as much of it as its socket had room for, and nobody else's.
     Answered,
+    /// It had gone before it could be answered.
+    ClientGone,
     /// It has our answer, but the daemon read the message while it was being written and may have written too.
     Conflict,
     /// A daemon may own it, or it could not be written to: nothing was written or shut down.
     LeftUnwritten,
+    /// It was reset, behind the head that it was sent; over a Unix socket, which knows no reset, it sees the end.
+    Reset,
 }
 
 impl Unread {
-    pub(super) fn new(client: OwnedFd, connection: OwnedFd, evidence: Evidence, was_reset: bool) -> Self {
-        Self { client, connection, evidence, was_reset }
+    pub(super) fn new(client: OwnedFd, connection: OwnedFd, evidence: Evidence, verdict: Verdict) -> Self {
+        Self { client, connection, evidence, verdict }
     }
 
     /// Whether a daemon may have taken the client, though nobody has written to it; otherwise it is certain that the
     /// message was never read so far.
     pub fn is_fate_unknown(&self) -> bool {
-        self.evidence != Evidence::Certain
+        matches!(self.verdict, Verdict::Unknown { .. })
     }
 
     /// Answers the client, if that can still be done without a second voice, and ends its connection for everybody who
     /// holds it. `answer` is a whole response with `Connection: close`; what does not fit into the socket at once is lost.
     /// Never blocks.
-    pub fn seal(self, answer: &[u8]) -> Sealed {
-        let mut can_be_read = !self.was_reset;
-        if can_be_read {
-            match look(self.connection.as_fd()) {
-                Ok(Look::Unread) => {}
-                Ok(Look::Reset) => can_be_read = false,
-                Ok(Look::Read) | Err(_) => return Sealed::LeftUnwritten,
-            }
-        }
-        if !self.evidence.is_untouched(self.client.as_fd()) {
+    pub fn seal(mut self, answer: &[u8]) -> Sealed {
+        if self.evidence.has_head() || !self.is_still_ours() {
             return Sealed::LeftUnwritten;
         }
         let client = self.client.as_raw_fd();
-        if send(client, answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_err() {
-            return Sealed::LeftUnwritten;
-        }
+        let written = match send(client, answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(count) => count,
+            Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ETIMEDOUT) => return Sealed::ClientGone,
+            Err(_) => return Sealed::LeftUnwritten,
+        };
         // It fails only where the client has gone.
         let _ = shutdown(client, Shutdown::Both);
-        match can_be_read.then(|| look(self.connection.as_fd())) {
-            None | Some(Ok(Look::Reset | Look::Unread)) => Sealed::Answered,
-            Some(Ok(Look::Read) | Err(_)) => Sealed::Conflict,
+        if !self.can_be_read() {
+            return Sealed::Answered;
+        }
+        match look(self.connection.as_fd()).map(|looked| self.evidence.verdict(looked)) {
+            Ok(Verdict::Unread | Verdict::Untaken) => Sealed::Answered,
+            // A stream's reader that closed, or has stopped within the message.
+            Ok(Verdict::Unknown { .. }) if matches!(self.evidence.delivery, Delivery::Parts) => Sealed::Answered,
+            Ok(Verdict::Unknown { .. }) if self.evidence.is_ours_alone(self.client.as_fd(), written) => {
+                Sealed::Answered
+            }
+            Ok(Verdict::Taken | Verdict::Unknown { .. }) | Err(_) => Sealed::Conflict,
+        }
+    }
+
+    /// Resets a client that was sent a head, if no daemon may be serving it, for everybody who holds it: a clean end would
+    /// make an empty body look whole.
+    pub fn reset(mut self) -> Sealed {
+        if !self.is_still_ours() {
+            return Sealed::LeftUnwritten;
+        }
+        head_bytes::reset(self.client.as_fd());
+        Sealed::Reset
+    }
+
+    fn can_be_read(&self) -> bool {
+        matches!(self.verdict, Verdict::Unread | Verdict::Unknown { can_be_read: true })
+    }
+
+    /// Looks again, if anything can have changed.
+    fn is_still_ours(&mut self) -> bool {
+        if self.can_be_read() {
+            match look(self.connection.as_fd()) {
+                Ok(looked) => self.verdict = self.evidence.verdict(looked),
+                Err(_) => return false,
+            }
+        }
+        match self.verdict {
+            Verdict::Taken => false,
+            Verdict::Unread | Verdict::Untaken => true,
+            Verdict::Unknown { .. } => self.evidence.is_untouched(self.client.as_fd()),
         }
     }
 }

@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep_until};
 use super::acknowledgement::{Look, look};
 use super::address::{Address, AddressError};
 use super::beat::Beat;
-use super::dialect::{Dialect, SocketKind, seqpacket, stream};
+use super::dialect::{Dialect, SocketKind, make_room_for_packet, stream};
+use super::head_bytes::{HeadBytes, reset_on_close};
 use super::message::Message;
 use super::resolved::Resolved;
-use super::seal::{Evidence, Unread};
+use super::seal::{Evidence, Unread, Verdict};
 use super::{ancillary, client};
 
 /// Waiting for room where no event tells of it begins with this, and doubles.
@@ -45,7 +46,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon at `address`. Without `allow_uids` it may run as anybody.
+    /// A daemon at `address`. Without `allow_uids` it may run as anybody. The kernel does not tell whose socket a datagram
+    /// goes to: with `allow_uids` that dialect hands nobody over.
     pub fn new(address: Address, dialect: Dialect, allow_uids: Vec<u32>) -> Self {
         Self { address, dialect, allow_uids, blocking: false, kind: AtomicU8::new(SocketKind::of(dialect) as u8) }
     }
@@ -61,11 +63,15 @@ impl Daemon {
         &self.address
     }
 
+    /// How it is spoken to.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     fn kind(&self) -> SocketKind {
-        if self.kind.load(Ordering::Relaxed) == SocketKind::Seqpacket as u8 {
-            SocketKind::Seqpacket
-        } else {
-            SocketKind::Stream
+        match self.dialect {
+            Dialect::Auto if self.kind.load(Ordering::Relaxed) == SocketKind::Stream as u8 => SocketKind::Stream,
+            dialect => SocketKind::of(dialect),
         }
     }
 }
@@ -79,15 +85,18 @@ pub struct Deadlines {
     pub send: Duration,
     /// Until the daemon has read it.
     pub acknowledge: Duration,
+    /// Until the client has taken the response's head, where there is one to be written.
+    pub head: Duration,
 }
 
 impl Default for Deadlines {
-    /// 100 ms, 200 ms, 1 s.
+    /// 100 ms, 200 ms, 1 s; 30 s for a client.
     fn default() -> Self {
         Self {
             connect: Duration::from_millis(100),
             send: Duration::from_millis(200),
             acknowledge: Duration::from_secs(1),
+            head: Duration::from_secs(30),
         }
     }
 }
@@ -164,6 +173,12 @@ impl From<Errno> for Refusal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
+    /// The client has gone, or did not take the response's head in time: our copy is closed, and nothing was sent.
+    #[error("the client did not take the response's head")]
+    ClientGone {
+        /// What its socket said.
+        source: io::Error,
+    },
     /// Not sent, or never read: the client is ours, as it was.
     #[error("not taken ({})", stage.as_str())]
     Refused {
@@ -181,39 +196,62 @@ pub enum SendError {
         source: io::Error,
     },
     /// Sent and unread at the deadline, or of unknown fate with nobody having written so far. The client may be answered
-    /// once, by [`Unread::seal`], and by nothing else.
+    /// once, by [`Unread::seal`], and by nothing else; or be reset by [`Unread::reset`], if it was sent a head.
     #[error("unread")]
     Unread(Unread),
 }
 
-/// Hands `client` over: sends `message` with it to the daemon `to`, and waits until it was read.
+/// Hands `client` over: sends `message` with it to the daemon `to`, and waits until it was read. If there is a `head`, the
+/// client is sent what is left of it first, once the daemon is connected.
 ///
 /// Takes the client, which must not be registered with any epoll any more: a registration belongs to the open file and
-/// would live on in the daemon. It is not written to, read from or shut down. Whether to try another socket, and when, is
-/// the caller's matter; each call is one connection. Once read, our copy is closed before this returns.
+/// would live on in the daemon. But for the head it is not written to, read from or shut down. Whether to try another
+/// socket, and when, is the caller's matter; each call is one connection. Once read, our copy is closed before this
+/// returns.
 ///
 /// # Errors
-/// See [`SendError`]: each variant says who owns the client.
+/// See [`SendError`]: each variant says who owns the client. One that comes back behind a head resets when it is closed,
+/// and cannot be answered.
 ///
 /// # Cancel safety
-/// Dropping the future closes our copy of the client, unwritten. If the message was sent by then, the daemon may read it
-/// and serve the client; otherwise the client sees its connection close.
+/// Dropping the future closes our copy of the client: unwritten, or with a reset if it was sent a head. If the message was
+/// sent by then, the daemon may read it and serve the client; otherwise the client sees its connection end.
 ///
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
 pub async fn send(
     client: OwnedFd,
     message: &Message,
+    head: Option<&mut HeadBytes>,
     to: &Daemon,
     deadlines: &Deadlines,
     beat: &Beat,
 ) -> Result<Taken, SendError> {
-    let (connection, kind) = match connect(to, deadlines.connect).await {
+    let head_until = head.as_ref().map(|_| Instant::now() + deadlines.head);
+    if let Some(until) = head_until
+        && let Err(source) = HeadBytes::wait_for_room(client.as_fd(), until).await
+    {
+        return Err(SendError::ClientGone { source });
+    }
+    let Connected { connection, kind, receiver } = match connect(to, deadlines.connect).await {
         Ok(connected) => connected,
         Err((stage, source)) => return Err(SendError::Refused { client, stage, source }),
     };
     let bytes = message.encode();
-    let evidence = Evidence::before(kind, bytes, client.as_fd());
+    let has_head = head.is_some();
+    if let (Some(head), Some(until)) = (head, head_until) {
+        // Before a head is written, what can be found out must be.
+        if !head.is_written()
+            && kind != SocketKind::Stream
+            && let Err(source) = make_room_for_packet(connection.as_fd(), bytes.len())
+        {
+            return Err(SendError::Refused { client, stage: Stage::Send, source });
+        }
+        if let Err(source) = head.write(client.as_fd(), until).await {
+            return Err(SendError::ClientGone { source });
+        }
+    }
+    let evidence = Evidence::before(kind, bytes, client.as_fd(), receiver, has_head);
     if to.blocking
         && let Err(error) = client::set_blocking(client.as_fd(), true)
     {
@@ -224,9 +262,19 @@ pub async fn send(
     sent.wait(deadlines.acknowledge, beat).await
 }
 
+/// A socket that the message can be sent on.
+struct Connected {
+    connection: OwnedFd,
+    kind: SocketKind,
+    /// The one socket that a datagram will go to.
+    receiver: Option<Resolved>,
+}
+
 /// Connects, within `patience`, to a process that may receive clients.
-async fn connect(to: &Daemon, patience: Duration) -> Result<(OwnedFd, SocketKind), (Stage, Refusal)> {
-    let address = to.address.resolve().map_err(|error| (Stage::Resolve, error.into()))?;
+async fn connect(to: &Daemon, patience: Duration) -> Result<Connected, (Stage, Refusal)> {
+    let is_datagram = to.dialect == Dialect::Datagram;
+    let address = if is_datagram { to.address.pin() } else { to.address.resolve() };
+    let address = address.map_err(|error| (Stage::Resolve, error.into()))?;
     let (connection, kind) = connect_to(&address, to, patience).await.map_err(|error| (Stage::Connect, error))?;
     if !to.allow_uids.is_empty() {
         let peer = getsockopt(&connection, sockopt::PeerCredentials).map_err(|error| (Stage::Connect, error.into()))?;
@@ -234,7 +282,7 @@ async fn connect(to: &Daemon, patience: Duration) -> Result<(OwnedFd, SocketKind
             return Err((Stage::Connect, Refusal::NotAllowed { uid: peer.uid() }));
         }
     }
-    Ok((connection, kind))
+    Ok(Connected { connection, kind, receiver: is_datagram.then_some(address) })
 }
 
 async fn connect_to(address: &Resolved, to: &Daemon, patience: Duration) -> Result<(OwnedFd, SocketKind), Refusal> {
@@ -248,7 +296,7 @@ async fn connect_to(address: &Resolved, to: &Daemon, patience: Duration) -> Resu
                 to.kind.store(kind as u8, Ordering::Relaxed);
                 return Ok((connection, kind));
             }
-            // The backlog is full. There is no event for that.
+            // The backlog is full; a datagram finds out about its queue when it is sent. There is no event for that.
             Err(Errno::EAGAIN) => back_off.wait().await?,
             Err(Errno::EINTR) => {}
             Err(Errno::EPROTOTYPE) if is_other_kind_untried => {
@@ -281,6 +329,11 @@ impl Sent {
         }
         loop {
             let descriptor = (sent == 0).then_some(self.client.as_fd());
+            if sent == 0
+                && let Err(source) = self.reset_on_close(false)
+            {
+                return Err(self.refused(Stage::Send, source.into()));
+            }
             let refusal = match ancillary::send(self.connection.as_fd(), &bytes[sent..], descriptor) {
                 Ok(count) => {
                     sent += count;
@@ -289,14 +342,20 @@ impl Sent {
                     }
                     continue;
                 }
-                // No room: for bytes, or for descriptors on their way, of which other handoffs have too many.
-                Err(Errno::EAGAIN | Errno::ETOOMANYREFS) => match back_off.wait().await {
-                    Ok(()) => continue,
-                    Err(late) => late,
-                },
+                // No room: for bytes, in the receiver's queue of datagrams, or for descriptors on their way, of which other handoffs have too many.
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS) => {
+                    if sent == 0 {
+                        // It fails only where the setting is not known, and so was never made.
+                        let _ = self.reset_on_close(true);
+                    }
+                    match back_off.wait().await {
+                        Ok(()) => continue,
+                        Err(late) => late,
+                    }
+                }
                 Err(Errno::EMSGSIZE) if !has_raised => {
                     has_raised = true;
-                    match seqpacket::make_room(self.connection.as_fd(), bytes.len()) {
+                    match make_room_for_packet(self.connection.as_fd(), bytes.len()) {
                         Ok(()) => continue,
                         Err(refusal) => refusal,
                     }
@@ -308,7 +367,8 @@ impl Sent {
             }
             // The descriptor went with the first byte, so the daemon may have the client, whatever it does with a
             // message that has no end.
-            return Err(self.unsettled(io::ErrorKind::BrokenPipe.into(), false));
+            let source = io::ErrorKind::BrokenPipe.into();
+            return Err(self.unsettled(Verdict::Unknown { can_be_read: true }, source));
         }
     }
 
@@ -333,34 +393,47 @@ impl Sent {
 
     /// Says who owns the client, from what was seen.
     fn judge(self, looked: nix::Result<Look>) -> Result<Taken, SendError> {
-        match looked {
-            Ok(Look::Read) => Ok(Taken),
-            Ok(Look::Reset) if self.evidence == Evidence::Certain => {
-                Err(self.refused(Stage::Acknowledge, Refusal::NeverRead))
+        let verdict = match looked {
+            Ok(look) => self.evidence.verdict(look),
+            Err(error) => return Err(SendError::Unanswered { source: error.into() }),
+        };
+        match verdict {
+            Verdict::Taken => Ok(Taken),
+            Verdict::Untaken => Err(self.refused(Stage::Acknowledge, Refusal::NeverRead)),
+            Verdict::Unread => Err(self.unread()),
+            Verdict::Unknown { can_be_read } => {
+                let source = if can_be_read { io::ErrorKind::TimedOut.into() } else { Errno::ECONNRESET.into() };
+                Err(self.unsettled(verdict, source))
             }
-            Ok(Look::Reset) => Err(self.unsettled(Errno::ECONNRESET.into(), true)),
-            Ok(Look::Unread) => Err(self.unread()),
-            Err(error) => Err(SendError::Unanswered { source: error.into() }),
         }
     }
 
+    /// Gives the client back as it was before it was let go.
     fn refused(self, stage: Stage, source: Refusal) -> SendError {
-        if self.blocking
-            && let Err(source) = client::set_blocking(self.client.as_fd(), false)
-        {
-            return SendError::Unanswered { source };
+        let client = self.client.as_fd();
+        let taken_back = if self.blocking { client::set_blocking(client, false) } else { Ok(()) };
+        match taken_back.and_then(|()| Ok(self.reset_on_close(true)?)) {
+            Ok(()) => SendError::Refused { client: self.client, stage, source },
+            Err(source) => SendError::Unanswered { source },
         }
-        SendError::Refused { client: self.client, stage, source }
     }
 
+    /// What a close means for a client that was sent a head: nothing of it is anybody's but ours, or a daemon may have it.
+    fn reset_on_close(&self, is_ours: bool) -> nix::Result<()> {
+        if self.evidence.has_head() { reset_on_close(self.client.as_fd(), is_ours) } else { Ok(()) }
+    }
+
+    /// Unread at the deadline, or not waited for.
     fn unread(self) -> SendError {
-        self.unsettled(io::ErrorKind::TimedOut.into(), false)
+        let verdict = self.evidence.verdict(Look::Unread);
+        self.unsettled(verdict, io::ErrorKind::TimedOut.into())
     }
 
     /// To be sealed, if it can be shown that nobody has written.
-    fn unsettled(self, source: io::Error, was_reset: bool) -> SendError {
-        if self.evidence.is_untouched(self.client.as_fd()) {
-            SendError::Unread(Unread::new(self.client, self.connection, self.evidence, was_reset))
+    fn unsettled(self, verdict: Verdict, source: io::Error) -> SendError {
+        let is_ours = verdict == Verdict::Unread || self.evidence.is_untouched(self.client.as_fd());
+        if is_ours {
+            SendError::Unread(Unread::new(self.client, self.connection, self.evidence, verdict))
         } else {
             SendError::Unanswered { source }
         }

@@ -48,24 +48,8 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Returns the answer's bytes. `date` is an IMF-fixdate (RFC 9110 §5.6.7).
 pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
     let Answer { status, fields, body } = answer;
-    let mut out =
-        Vec::with_capacity(160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>() + body.len());
-    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(*status)).as_bytes());
-    // Whoever made the answer may have dated it; there is one date (RFC 9110 §6.6.1).
-    let is_date = |field: &Field| field.name.eq_ignore_ascii_case("date");
-    let mut is_dated = fields.iter().any(is_date);
-    if !is_dated {
-        out.extend_from_slice(format!("Date: {date}\r\n").as_bytes());
-    }
-    for field in fields.iter().filter(|field| !is_framing(&field.name)) {
-        if is_date(field) && !std::mem::take(&mut is_dated) {
-            continue;
-        }
-        out.extend_from_slice(title_case(&field.name).as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(&field.value);
-        out.extend_from_slice(b"\r\n");
-    }
+    let mut out = Vec::with_capacity(head_bytes(fields) + body.len());
+    put_head(&mut out, *status, fields, date);
     // 205 has no content either, but says so (RFC 9110 §15.3.6).
     let body = if *status == 205 { &[][..] } else { body };
     let has_content = !matches!(status, 204 | 304);
@@ -82,6 +66,39 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
         out.extend_from_slice(body);
     }
     out
+}
+
+/// Returns the head of a response whose body somebody else writes and ends by closing: no length, no chunks.
+pub fn encode_head(status: u16, fields: &[Field], date: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(head_bytes(fields));
+    put_head(&mut out, status, fields, date);
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    out
+}
+
+/// How long a head of these fields is, about.
+fn head_bytes(fields: &[Field]) -> usize {
+    160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>()
+}
+
+/// Writes the status line and the fields, but those of the framing.
+fn put_head(out: &mut Vec<u8>, status: u16, fields: &[Field], date: &str) {
+    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(status)).as_bytes());
+    // Whoever made the answer may have dated it; there is one date (RFC 9110 §6.6.1).
+    let is_date = |field: &Field| field.name.eq_ignore_ascii_case("date");
+    let mut is_dated = fields.iter().any(is_date);
+    if !is_dated {
+        out.extend_from_slice(format!("Date: {date}\r\n").as_bytes());
+    }
+    for field in fields.iter().filter(|field| !is_framing(&field.name)) {
+        if is_date(field) && !std::mem::take(&mut is_dated) {
+            continue;
+        }
+        out.extend_from_slice(title_case(&field.name).as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(&field.value);
+        out.extend_from_slice(b"\r\n");
+    }
 }
 
 /// Whether a field is the gateway's to write, whoever else names it.
@@ -188,6 +205,16 @@ mod tests {
         check(200, close, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: close||hello"));
         let old = Context { version: Version::Http10, ..whole };
         check(200, old, &format!("HTTP/1.1 200 OK|{date}|X-A: b|Content-Length: 5|Connection: keep-alive||hello"));
+    }
+
+    #[test]
+    fn a_head_for_somebody_elses_body_says_nothing_of_its_length() {
+        let field = |name: &str, value: &str| Field { name: name.into(), value: value.into() };
+        let kind = field("content-type", "text/event-stream");
+        let expected = format!("HTTP/1.1 201 Created|Date: {DATE}|Content-Type: text/event-stream|Connection: close||");
+        assert_eq!(encode_head(201, &[kind], DATE), expected.replace('|', "\r\n").into_bytes());
+        let dated = encode_head(200, &[field("date", "then")], DATE);
+        assert_eq!(dated, b"HTTP/1.1 200 OK\r\nDate: then\r\nConnection: close\r\n\r\n");
     }
 
     #[test]

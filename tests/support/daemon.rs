@@ -1,7 +1,8 @@
 //! A daemon that takes handed-over clients and misbehaves on request. Own receiving code, not the library's: it judges
 //! from outside what the library and the gateway do.
 //!
-//! `misbehaving-daemon SOCKET seqpacket|stream MODE [key=value…]`
+//! `misbehaving-daemon SOCKET seqpacket|stream|fdpass|datagram MODE [key=value…]`; what needs a connection is nothing for
+//! `datagram`
 //!
 //! | mode | does |
 //! |---|---|
@@ -22,7 +23,7 @@
 //! | `hoard` | greets every client and keeps it, in one thread and without an event |
 //!
 //! Options: `backlog=N`; `name=TEXT` in its answers; `keep=1` keeps its end of the connection open; `short=1` reads one
-//! byte, then closes its end and serves; `read=N` reads that many bytes of the client first, `all=1` everything until it
+//! byte, then closes its end and serves; `body=1` writes the body only, as with `fdpass`; `read=N` reads that many bytes of the client first, `all=1` everything until it
 //! ends; `peek=1` shows what is there.
 //! Prints events as JSON: `ready`, `accepted`, `got`, `client-gone`, `done`.
 
@@ -65,17 +66,29 @@ fn main() {
     let options = Options { kind: kind.clone(), mode: mode.clone(), pairs: pairs.iter().map(pair).collect() };
 
     drop(std::fs::remove_file(path));
-    let kind = if kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
+    let kind = match kind.as_str() {
+        "datagram" => SockType::Datagram,
+        "seqpacket" => SockType::SeqPacket,
+        _ => SockType::Stream,
+    };
     let listener = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
     bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str()).expect("short")).expect("bound");
     let backlog = options.get("backlog").map_or(128, |n| n.parse().expect("a number"));
-    listen(&listener, Backlog::new(backlog).expect("a backlog")).expect("listening");
+    if kind != SockType::Datagram {
+        listen(&listener, Backlog::new(backlog).expect("a backlog")).expect("listening");
+    }
     say("ready", serde_json::json!({"pid": std::process::id()}));
 
     let mut kept = Vec::new();
     loop {
         if options.mode == "absent" {
             std::thread::park();
+            continue;
+        }
+        if kind == SockType::Datagram {
+            let (data, descriptors) = receive(&listener, &options);
+            let options = options.clone();
+            std::thread::spawn(move || serve_received(&data, descriptors, &options));
             continue;
         }
         let connection = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).expect("accepted");
@@ -171,24 +184,27 @@ fn receive(connection: &OwnedFd, options: &Options) -> (Vec<u8>, Vec<OwnedFd>) {
         }
         let count = message.bytes;
         data.extend_from_slice(&buffer[..count]);
-        if count == 0 || options.kind == "seqpacket" || options.get("short").is_some() || options.get("keep").is_some()
-        {
+        if count == 0 || options.kind != "stream" || options.get("short").is_some() || options.get("keep").is_some() {
             return (data, descriptors);
         }
     }
 }
 
 fn serve(connection: OwnedFd, options: &Options) {
-    let (data, mut descriptors) = receive(&connection, options);
-    let count = descriptors.len();
+    let (data, descriptors) = receive(&connection, options);
     // Closed here, unless it is to be kept.
-    let connection = options.get("keep").map(|_| connection);
+    let _kept = options.get("keep").map(|_| connection);
+    serve_received(&data, descriptors, options);
+}
+
+fn serve_received(data: &[u8], mut descriptors: Vec<OwnedFd>, options: &Options) {
+    let count = descriptors.len();
     if options.mode == "die-read" {
-        say("got", serde_json::json!({"data": String::from_utf8_lossy(&data), "descriptors": count}));
+        say("got", serde_json::json!({"data": String::from_utf8_lossy(data), "descriptors": count}));
         std::process::abort();
     }
     let Some(client) = descriptors.pop() else {
-        return say("no-descriptor", serde_json::json!({"data": String::from_utf8_lossy(&data)}));
+        return say("no-descriptor", serde_json::json!({"data": String::from_utf8_lossy(data)}));
     };
     match options.mode.as_str() {
         "close" => return drop(client),
@@ -214,7 +230,7 @@ fn serve(connection: OwnedFd, options: &Options) {
     say(
         "got",
         serde_json::json!({
-            "data": String::from_utf8_lossy(&data), "bytes": data.len(), "descriptors": count, "blocking": blocking,
+            "data": String::from_utf8_lossy(data), "bytes": data.len(), "descriptors": count, "blocking": blocking,
             "port": client.peer_addr().map_or(0, |a| a.port()), "first": String::from_utf8_lossy(&first),
         }),
     );
@@ -227,12 +243,14 @@ fn serve(connection: OwnedFd, options: &Options) {
         Ok(()) => say("done", serde_json::json!({})),
         Err(error) => say("client-gone", serde_json::json!({"errno": error.raw_os_error()})),
     }
-    drop(connection);
 }
 
 fn answer(client: &mut TcpStream, options: &Options) -> std::io::Result<()> {
     let name = options.get("name").unwrap_or("daemon");
-    write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nfrom {name}\n")?;
+    if options.kind != "fdpass" && options.get("body").is_none() {
+        write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n")?;
+    }
+    writeln!(client, "from {name}")?;
     if options.mode == "stream" {
         for tick in 0.. {
             writeln!(client, "tick {tick}")?;

@@ -389,7 +389,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one on `socket`: `kind` is `seqpacket` or `stream`; `mode` and `options` as that file says.
+    /// Starts one on `socket`: `kind` is a dialect; `mode` and `options` as that file says.
     pub fn start(socket: &Path, kind: &str, mode: &str, options: &[&str]) -> Self {
         let mut child = Command::new(example("misbehaving-daemon"))
             .arg(socket)

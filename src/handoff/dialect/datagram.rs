@@ -1,0 +1,34 @@
+//! `datagram`: no connection; one datagram per handoff to the daemon's one socket, and in it what was read from the client,
+//! which is the request's head, with the client beside it.
+//!
+//! A datagram is sent and read whole, like a packet. But it waits in the receiver's own queue, and a receiver that dies
+//! destroys it: for the sender that looks as if it had been read, because there is no connection to be reset. What tells is
+//! whether the receiver lives *afterwards*. A socket that is closed is taken out of the kernel's table first and gives its
+//! queue up then (unix_release_sock), so one that can still be connected to had not given up anything when the count was
+//! taken. The sender therefore keeps the file of the socket that it has sent to (O_PATH), and asks that very socket by
+//! connecting another to it: whatever stands at the path by then is not asked.
+
+#[cfg(feature = "gateway")]
+use std::os::fd::AsFd as _;
+use std::os::fd::BorrowedFd;
+
+use super::super::incoming::{Arrived, Buffer, ReceiveError, Step};
+#[cfg(feature = "gateway")]
+use super::super::resolved::Resolved;
+#[cfg(feature = "gateway")]
+use super::SocketKind;
+
+/// Whether the socket still has its queue; `false` also where that cannot be found out.
+#[cfg(feature = "gateway")]
+pub(in super::super) fn is_alive(receiver: &Resolved) -> bool {
+    SocketKind::Datagram.socket().is_ok_and(|asking| receiver.connect(asking.as_fd()).is_ok())
+}
+
+/// Reads one datagram; `false` when none is there. One without bytes is one all the same.
+pub(in super::super) fn read_on(
+    arrived: &mut Arrived,
+    socket: BorrowedFd<'_>,
+    buffer: &mut Buffer,
+) -> Result<bool, ReceiveError> {
+    Ok(matches!(arrived.receive(socket, buffer)?, Some(Step::Some | Step::End)))
+}
