@@ -5,7 +5,7 @@
 //! be tried. What fails behind the head ends in a reset, which no client takes for a whole response.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::Serving;
 use crate::access_log::micros;
@@ -175,7 +175,7 @@ impl Serving<'_> {
         targets: &[Arc<Target>],
         by: Option<&Generation>,
     ) -> Option<Client> {
-        let began = Instant::now();
+        let began = self.line.clock();
         let (mut socket, state) = exchange.release();
         let mut refused = Refused::Unavailable;
         for target in targets {
@@ -187,7 +187,7 @@ impl Serving<'_> {
             self.line.set(|r| {
                 r.to = Some(target.name().to_owned());
                 r.attempts += tried.attempts;
-                r.handoff_us = Some(micros(began.elapsed()));
+                r.handoff_us = began.map(|began| micros(began.elapsed()));
                 if let Some((status, bytes)) = written {
                     (r.status, r.bytes_out) = (Some(status), bytes);
                 }

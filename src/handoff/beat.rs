@@ -2,20 +2,27 @@
 //!
 //! First when the worker has nothing else to do. A daemon that was just woken reads at once when it gets a processor, so
 //! the worker offers its own (sched_yield(2)) and then looks: most messages are read by then, and epoll is never told of
-//! their connections. Going to sleep would have given the processor away as well.
+//! their connections. Going to sleep would have given the processor away as well. Where the daemon has a processor of its
+//! own, nothing is read so soon; the worker notices and stops offering, but for a try now and then.
 //!
 //! What is unread then is watched. Of the end of a connection epoll tells; that a message was read while the daemon keeps
 //! the connection open, and that a deadline has passed, is found out by looking now and then. A timer for each handoff
 //! would be set and cleared thousands of times a second, so all of a worker's share one beat, which stands still while
 //! nobody waits.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 /// Between two beats.
 const INTERVAL: Duration = Duration::from_millis(5);
+
+/// So many pauses in a row that were too short, and it is refrained from them.
+const TRUST_MAX: u32 = 16;
+
+/// Every so many handoffs a pause is tried all the same.
+const TRY_INTERVAL: u32 = 64;
 
 /// One worker's beat. Its driver is [`Beat::run`]; without it nobody who waits is ever woken.
 #[derive(Debug, Default)]
@@ -27,6 +34,19 @@ pub struct Beat {
     fresh: AtomicUsize,
     rests: Notify,
     has_rests: bool,
+    /// How likely it is that a pause is long enough: 0 to [`TRUST_MAX`].
+    trust: AtomicU32,
+    /// How many pauses were not made because it is not.
+    refrained: AtomicU32,
+}
+
+/// What a pause turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// The message was read, or never will be.
+    LongEnough,
+    /// It was still unread.
+    TooShort,
 }
 
 /// Counts somebody who waits, until dropped.
@@ -47,7 +67,7 @@ impl Beat {
 
     /// A beat whose worker says when it has nothing else to do ([`Beat::rest`]).
     pub fn with_rests() -> Self {
-        Self { has_rests: true, ..Self::default() }
+        Self { has_rests: true, trust: AtomicU32::new(TRUST_MAX), ..Self::default() }
     }
 
     /// To be called by the worker's thread whenever it is about to sleep: offers the processor to whoever may read what was
@@ -65,17 +85,35 @@ impl Beat {
         self.rests.notify_waiters();
     }
 
-    /// Waits until the worker has nothing else to do, or for a beat; says whether that was worth waiting for.
+    /// Waits until the worker has nothing else to do, or for a beat, if it is likely that a message is read by then; says
+    /// whether it waited. What was found then is to be [learnt](Self::learn).
     ///
     /// # Cancel safety
     /// Dropping it changes nothing.
     pub(super) async fn pause(&self) -> bool {
-        if self.has_rests {
+        let pays = self.has_rests && (self.trust.load(Ordering::Relaxed) > 0 || self.is_try());
+        if pays {
             let _waiting = Waiting::begin(self);
             self.fresh.fetch_add(1, Ordering::Relaxed);
             self.rests.notified().await;
         }
-        self.has_rests
+        pays
+    }
+
+    fn is_try(&self) -> bool {
+        self.refrained.fetch_add(1, Ordering::Relaxed) % TRY_INTERVAL == TRY_INTERVAL - 1
+    }
+
+    /// Takes note of whether a pause was long enough for a message to be read.
+    pub(super) fn learn(&self, pause: Pause) {
+        let trust = self.trust.load(Ordering::Relaxed);
+        let trust = match pause {
+            // Tries are rare: one that succeeds says that things have changed.
+            Pause::LongEnough if trust == 0 => TRUST_MAX,
+            Pause::LongEnough => (trust + 1).min(TRUST_MAX),
+            Pause::TooShort => trust.saturating_sub(1),
+        };
+        self.trust.store(trust, Ordering::Relaxed);
     }
 
     /// Waits for `count` beats.
@@ -102,5 +140,30 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pauses_that_are_too_short_are_refrained_from_but_for_a_try() {
+        let beat = Beat::with_rests();
+        let pauses = || async { tokio::join!(biased; beat.pause(), async { beat.rest() }).0 };
+        for _ in 0..TRUST_MAX {
+            assert!(pauses().await);
+            beat.learn(Pause::TooShort);
+        }
+        for _ in 1..TRY_INTERVAL {
+            assert!(!pauses().await);
+        }
+        assert!(pauses().await, "a try");
+        beat.learn(Pause::LongEnough);
+        for _ in 0..TRUST_MAX {
+            assert!(pauses().await);
+            beat.learn(Pause::TooShort);
+        }
+        assert!(!pauses().await);
     }
 }

@@ -1,8 +1,9 @@
 //! The gateway's end: resolve, connect, send, and learn from the kernel what became of it.
 //!
-//! System calls of a handoff to a daemon that closes its end when it has read: `socket`, `connect`, `sendmsg`, `epoll_ctl`
-//! twice, `ioctl`, `recv`, `close` twice. A look before the registration would save it for the few messages that are read
-//! so soon, and cost the others two calls; no timer is set for one handoff alone (see [`super::beat`]).
+//! System calls of a handoff whose message is read by the time the worker has nothing else to do: `socket`, `connect`,
+//! `sendmsg`, `ioctl`, `recv`, `close` twice, and a `sched_yield` for all that were sent since the last one. Another one
+//! costs `epoll_ctl`, `ioctl` and `recv` more, and `epoll_ctl` again; no timer is set for one handoff alone (see
+//! [`super::beat`]).
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::acknowledgement::{Look, look};
 use super::address::{Address, AddressError};
-use super::beat::Beat;
+use super::beat::{Beat, Pause};
 use super::dialect::{Dialect, SocketKind, make_room_for_packet, stream};
 use super::head_bytes::{HeadBytes, reset_on_close};
 use super::message::Message;
@@ -376,8 +377,11 @@ impl Sent {
     async fn wait(self, patience: Duration, beat: &Beat) -> Result<Taken, SendError> {
         if beat.pause().await {
             match look(self.connection.as_fd()) {
-                Ok(Look::Unread) => {}
-                looked => return self.judge(looked),
+                Ok(Look::Unread) => beat.learn(Pause::TooShort),
+                looked => {
+                    beat.learn(Pause::LongEnough);
+                    return self.judge(looked);
+                }
             }
         }
         let deadline = Instant::now() + patience;
