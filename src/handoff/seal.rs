@@ -126,7 +126,7 @@ pub struct Unread {
 pub enum Sealed {
     /// It has our answer, or as much of it as its socket had room for, and nobody else's.
     Answered,
-    /// It had gone before it could be answered.
+    /// It had gone before it could be answered or reset.
     ClientGone,
     /// It has our answer, but the daemon read the message while it was being written and may have written too.
     Conflict,
@@ -181,6 +181,9 @@ impl Unread {
     pub fn reset(mut self) -> Sealed {
         if !self.is_still_ours() {
             return Sealed::LeftUnwritten;
+        }
+        if head_bytes::has_gone(self.client.as_fd()) {
+            return Sealed::ClientGone;
         }
         head_bytes::reset(self.client.as_fd());
         Sealed::Reset
