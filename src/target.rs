@@ -116,7 +116,8 @@ impl Target {
                 attempts += 1;
                 let deadlines = within(&options.deadlines, until);
                 let count = InFlight::begin(&member.in_flight);
-                let result = handoff::send(client, message, head.as_deref_mut(), &member.daemon, &deadlines, beat).await;
+                let result =
+                    handoff::send(client, message, head.as_deref_mut(), &member.daemon, &deadlines, beat).await;
                 drop(count);
                 match result {
                     Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {

@@ -140,7 +140,8 @@ fn at_rest(gateway: &Gateway) -> usize {
 #[track_caller]
 fn is_waiting(gateway: &Gateway, daemon: &Daemon, target: &str) {
     eventually("the message waits", || {
-        let is_there = target == "datagram" || waiting_at(&gateway.path(&format!("{target}.sock"))) > 0
+        let is_there = target == "datagram"
+            || waiting_at(&gateway.path(&format!("{target}.sock"))) > 0
             || !daemon.events("accepted").is_empty();
         (is_there && is_asleep(gateway.child.id())).then_some(())
     });
@@ -172,7 +173,10 @@ fn fdpass_is_one_zero_byte_and_the_head_is_ours() {
         assert_eq!(got["port"], client.port());
         let line = check_logged(&gateway, &path, "handed-off", 200);
         let head_bytes = HEAD.len() + "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n".len();
-        assert_eq!((&line["bytes_out"], &line["attempts"], &line["error"]), (&json!(head_bytes), &json!(1), &Value::Null));
+        assert_eq!(
+            (&line["bytes_out"], &line["attempts"], &line["error"]),
+            (&json!(head_bytes), &json!(1), &Value::Null)
+        );
     }
     gateway.ledger_is_back_to(before);
 }
@@ -474,7 +478,8 @@ fn a_client_that_resets_while_its_message_waits_is_said_to_be_gone() {
 #[test]
 fn a_client_that_reads_nothing_is_given_up_without_a_daemon() {
     let limits = "[limits]\nbody_timeout = \"500ms\"\n";
-    let big = format!("[[route]]\npath = \"/big\"\ndefault = {{ respond = {{ body = \"{}\" }} }}\n", "b".repeat(1 << 20));
+    let big =
+        format!("[[route]]\npath = \"/big\"\ndefault = {{ respond = {{ body = \"{}\" }} }}\n", "b".repeat(1 << 20));
     let gateway = Gateway::start(&configuration("", &format!("{big}{limits}")));
     let before = at_rest(&gateway);
     let daemon = start(&gateway, "fdpass", "fdpass", "serve", &[]);
@@ -563,11 +568,13 @@ fn a_datagram_is_the_head_as_it_came_and_the_rest_stays_in_the_socket() {
 
 /// What has come to the gateway's end of a connection and was not read by anybody (`/proc/net/tcp`).
 fn unread_at_the_gateway(client: &Client) -> Option<u64> {
-    let inode = inode_of(client);
+    let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
+    let own = port(client.stream.local_addr().unwrap());
+    let peer = port(client.stream.peer_addr().unwrap());
     let table = fs::read_to_string("/proc/net/tcp").expect("Linux");
     let of = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        let is_it = fields.len() > 9 && fields[9] == inode.to_string();
+        let is_it = fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own) && fields[9] != "0";
         is_it.then(|| fields[4].split_once(':').and_then(|(_, queue)| u64::from_str_radix(queue, 16).ok()))?
     };
     table.lines().find_map(of)

@@ -639,9 +639,11 @@ fn wait_readable(socket: &UnixStream) {
 
 #[test]
 fn the_head_is_there_before_the_descriptor_and_the_body_ends_cleanly() {
-    for (dialect, kind) in
-        [(Dialect::Fdpass, SockType::Stream), (Dialect::Seqpacket, SockType::SeqPacket), (Dialect::Stream, SockType::Stream)]
-    {
+    for (dialect, kind) in [
+        (Dialect::Fdpass, SockType::Stream),
+        (Dialect::Seqpacket, SockType::SeqPacket),
+        (Dialect::Stream, SockType::Stream),
+    ] {
         let bench = Bench::new();
         let listener = Rough::listen(&bench.path(), kind, 8);
         let (client, mut far) = tcp_client();

@@ -382,7 +382,10 @@ impl<'a> Resolver<'a> {
         let status = self.status(key, file.status);
         let head = ResponseHead { status, headers: self.fields(&key.name("headers"), &file.headers) };
         if !head.has_body() {
-            self.fault(&key.name("status"), "a response of this status has no body: there is nothing for a daemon to write");
+            self.fault(
+                &key.name("status"),
+                "a response of this status has no body: there is nothing for a daemon to write",
+            );
         }
         head
     }

@@ -47,16 +47,17 @@ impl Serving<'_> {
                 r.decision = None;
                 r.decide_us = Some(r.decide_us.unwrap_or(0) + micros(began.elapsed()));
             });
-            let Decision { action, annotations, .. } = match result.map_err(Failure::from).and_then(|decision| self.fitting(decision)) {
-                Ok(decision) => decision,
-                Err(failure) => {
-                    self.policy_failed(&generation, request, &failure.text);
-                    match (generation.on_error(), failure.fault) {
-                        (OnError::Pass, Fault::Policys) => continue,
-                        _ => return Err(Denied),
+            let Decision { action, annotations, .. } =
+                match result.map_err(Failure::from).and_then(|decision| self.fitting(decision)) {
+                    Ok(decision) => decision,
+                    Err(failure) => {
+                        self.policy_failed(&generation, request, &failure.text);
+                        match (generation.on_error(), failure.fault) {
+                            (OnError::Pass, Fault::Policys) => continue,
+                            _ => return Err(Denied),
+                        }
                     }
-                }
-            };
+                };
             self.line.annotate(annotations);
             self.line.set(|r| r.decision = Some(action.word()));
             match action {

@@ -28,11 +28,7 @@ pub const ENVIRONMENT_NAMES: [&str; 10] = [
 /// included.
 const DATA_BYTES_MAX: usize = (128 << 10) - "HANDOFF_DATA=\0".len();
 
-pub(super) fn environment(
-    client: BorrowedFd<'_>,
-    data: &[u8],
-    is_head_sent: bool,
-) -> Vec<(&'static str, OsString)> {
+pub(super) fn environment(client: BorrowedFd<'_>, data: &[u8], is_head_sent: bool) -> Vec<(&'static str, OsString)> {
     let mut variables: Vec<(&'static str, OsString)> = vec![
         ("GATEWAY_INTERFACE", "CGI/1.1".into()),
         ("SERVER_SOFTWARE", concat!("baton/", env!("CARGO_PKG_VERSION")).into()),

@@ -120,8 +120,7 @@ fn receive(connection: &OwnedFd, options: &Options) -> (Vec<u8>, Vec<OwnedFd>) {
         }
         let count = message.bytes;
         data.extend_from_slice(&buffer[..count]);
-        if count == 0 || options.kind != "stream" || options.get("short").is_some() || options.get("keep").is_some()
-        {
+        if count == 0 || options.kind != "stream" || options.get("short").is_some() || options.get("keep").is_some() {
             return (data, descriptors);
         }
     }
