@@ -38,7 +38,7 @@ pub(super) struct Evidence {
 #[derive(Debug)]
 enum Delivery {
     /// By a datagram to this socket: it is read whole, but one that the receiver had not read when it died looks read.
-    Datagram(Resolved),
+    Datagram(Box<Resolved>),
     /// By a stream of several bytes: a reader may take the client with the first byte and leave the rest.
     Parts,
     /// By a packet or a stream of one byte: as long as it was not read, nobody has the client.
@@ -71,7 +71,7 @@ impl Evidence {
         has_head: bool,
     ) -> Self {
         let (delivery, written) = match (kind, receiver) {
-            (SocketKind::Datagram, Some(receiver)) => (Delivery::Datagram(receiver), written_bytes(client)),
+            (SocketKind::Datagram, Some(receiver)) => (Delivery::Datagram(Box::new(receiver)), written_bytes(client)),
             (SocketKind::Stream, _) if bytes.len() > 1 => (Delivery::Parts, written_bytes(client)),
             _ => (Delivery::Whole, None),
         };
