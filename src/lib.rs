@@ -28,7 +28,8 @@
 //! 5. [`connection`] has the one `match` over what was decided: abort, handoff, pass or respond.
 //! 6. A handoff moves the socket into [`handoff::send`] by way of [`target`]. Taken: our copy is closed. Refused: the socket
 //!    comes back inside the error, the next daemon is tried, at last the client is answered 503. Unread at the deadline:
-//!    answered and shut in one breath. Unanswered: closed, unwritten.
+//!    answered and shut in one breath. Unanswered: closed, unwritten. Behind a response's head that was written here, what
+//!    would be an answer is a reset.
 //! 7. An answer is written by [`exchange`]; what nobody wanted of the body is drained, or the connection is closed in a way
 //!    that lets the answer arrive. Then the next head, in order.
 //! 8. The [`access_log`]'s line is written when it is dropped, whatever happened.

@@ -1,38 +1,58 @@
-//! The example daemons behind the real gateway: the same assertions for each language and both dialects.
+//! The example daemons behind the real gateway: the same assertions for each language and each dialect that it speaks.
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::{IoSlice, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, shutdown, socket,
 };
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::{Client, Gateway, Lines, eventually, example};
 use tempfile::TempDir;
 
-const KINDS: [&str; 2] = ["seqpacket", "stream"];
+/// An example.
+#[derive(Clone, Copy)]
+struct Language {
+    command: fn() -> Command,
+    /// What it speaks.
+    kinds: &'static [&'static str],
+}
+
+const ALL_KINDS: &[&str] = &["seqpacket", "stream", "fdpass", "datagram"];
 
 fn examples() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
 }
 
-fn rust() -> Command {
-    Command::new(example("daemon"))
+fn rust() -> Language {
+    Language { command: || Command::new(example("daemon")), kinds: ALL_KINDS }
 }
 
-fn python() -> Command {
-    let mut command = Command::new("python3");
-    command.arg(examples().join("daemon-python/daemon.py"));
-    command
+fn python() -> Language {
+    let command = || {
+        let mut command = Command::new("python3");
+        command.arg(examples().join("daemon-python/daemon.py"));
+        command
+    };
+    Language { command, kinds: ALL_KINDS }
 }
 
-fn c() -> Command {
+fn c() -> Language {
+    Language { command: c_command, kinds: &ALL_KINDS[..2] }
+}
+
+fn c_command() -> Command {
     static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_folder, program) = BUILT.get_or_init(|| {
         let folder = support::folder();
@@ -75,23 +95,52 @@ impl Drop for Daemon {
     }
 }
 
-fn gateway() -> Gateway {
+/// Data goes along, where the dialect has a place for it.
+fn carries_data(kind: &str) -> bool {
+    matches!(kind, "seqpacket" | "stream")
+}
+
+/// `auto` where that is the dialect, too.
+fn gateway(kind: &str) -> Gateway {
+    let dialect = if carries_data(kind) { "auto" } else { kind };
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
     Gateway::start(&format!(
-        "LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\n\
+        "LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n\
          [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\n\
          [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n"
     ))
 }
 
+/// Asks for data to be sent along, and checks the answer.
+#[track_caller]
+fn check_served(gateway: &Gateway, kind: &str, data: &str) {
+    let field = if data.is_empty() || !carries_data(kind) { String::new() } else { format!("x-data: {data}\r\n") };
+    let mut client = gateway.client();
+    client.send(get(&field));
+    check_answer(&whole(&mut client), kind, &first_text(kind, data, &get(&field)));
+}
+
+/// What a daemon's first event has: the data, or the head, or nothing.
+fn first_text(kind: &str, data: &str, head: &str) -> String {
+    match kind {
+        "datagram" => head.to_owned(),
+        "fdpass" => String::new(),
+        _ => data.to_owned(),
+    }
+}
+
 /// The whole answer: a head, ten events of which the first has the data, and `done`.
 #[track_caller]
-fn check_answer(answer: &str, data: &str) {
+fn check_answer(answer: &str, kind: &str, data: &str) {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let mut fields = head.split("\r\n");
     assert_eq!(fields.next(), Some("HTTP/1.1 200 OK"));
     let fields: Vec<_> = fields.collect();
-    assert_eq!(fields, ["Content-Type: text/event-stream", "Cache-Control: no-store", "Connection: close"]);
+    if kind == "fdpass" {
+        assert!(fields[0].starts_with("Date: ") && fields[1..] == ["Connection: close"], "{fields:?}");
+    } else {
+        assert_eq!(fields, ["Content-Type: text/event-stream", "Cache-Control: no-store", "Connection: close"]);
+    }
     let events: Vec<_> = body.split_terminator("\n\n").collect();
     assert_eq!(events.len(), 11, "{body}");
     for (n, event) in (1..=10).zip(&events) {
@@ -115,10 +164,18 @@ fn get(fields: &str) -> String {
     format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
 }
 
+/// The type of a dialect's socket.
+fn socket_type(kind: &str) -> SockType {
+    match kind {
+        "datagram" => SockType::Datagram,
+        "seqpacket" => SockType::SeqPacket,
+        _ => SockType::Stream,
+    }
+}
+
 /// Sends a message with copies of `descriptors` to a daemon, as a gateway never would, and says no more.
 fn send_rough(path: &Path, kind: &str, bytes: &[u8], descriptors: &[i32]) -> OwnedFd {
-    let kind = if kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
-    let connection = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let connection = socket(AddressFamily::Unix, socket_type(kind), SockFlag::SOCK_CLOEXEC, None).unwrap();
     connect(connection.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control = if descriptors.is_empty() { &[] } else { &rights[..] };
@@ -127,34 +184,36 @@ fn send_rough(path: &Path, kind: &str, bytes: &[u8], descriptors: &[i32]) -> Own
     connection
 }
 
-fn streams_ten_events_with_the_data_in_the_first(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
-        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 2);
+fn streams_ten_events_with_the_data_in_the_first(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
+        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 2);
         let strange = "{\"user\":\"J\u{f6}rg \\ \u{20ac} \u{1f600}\",\t\"n\":1} </script> %s %n";
         for data in ["", "plain", strange] {
-            let field = if data.is_empty() { String::new() } else { format!("x-data: {data}\r\n") };
-            let mut client = gateway.client();
-            client.send(get(&field));
-            check_answer(&whole(&mut client), data);
+            check_served(&gateway, kind, data);
+        }
+        if !carries_data(kind) {
+            continue;
         }
         // The head as the data: line ends and all.
         let head = get("x-head: 1\r\nX-Quote: \"\\\"\r\n");
-        check_answer(&gateway.ask(&head), &head);
+        check_answer(&gateway.ask(&head), kind, &head);
         let mut client = gateway.client();
         client.send(get("x-bytes: 50000\r\n"));
-        check_answer(&whole(&mut client), &"d".repeat(50_000));
+        check_answer(&whole(&mut client), kind, &"d".repeat(50_000));
     }
 }
 
 /// All have their second event before the first has its last: one after the other would take twenty seconds.
-fn serves_many_at_once(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
-        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 100);
+fn serves_many_at_once(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
+        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 100);
         let mut clients: Vec<_> = (0..20).map(|_| gateway.client()).collect();
+        let data =
+            |n: usize| if carries_data(kind) { format!("x-data: client {n}\r\n") } else { format!("x-n: {n}\r\n") };
         for (n, client) in clients.iter_mut().enumerate() {
-            client.send(get(&format!("x-data: client {n}\r\n")));
+            client.send(get(&data(n)));
         }
         let begins: Vec<_> = clients.iter_mut().map(|client| client.until("\"n\":2,")).collect();
         let mut arrived = [0; 4096];
@@ -163,47 +222,50 @@ fn serves_many_at_once(command: fn() -> Command) {
         clients[0].stream.set_nonblocking(false).unwrap();
         assert!(!String::from_utf8_lossy(&arrived[..count]).contains("done"));
         for (n, (begin, client)) in begins.iter().zip(&mut clients).enumerate() {
-            check_answer(&format!("{begin}{}", client.rest()), &format!("client {n}"));
+            let text = first_text(kind, &format!("client {n}"), &get(&data(n)));
+            check_answer(&format!("{begin}{}", client.rest()), kind, &text);
         }
     }
 }
 
 /// A body that the daemon has not read must not make the kernel reset the connection under its answer.
-fn an_unread_body_does_not_cost_the_answer(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
-        let _daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 1);
+fn an_unread_body_does_not_cost_the_answer(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
+        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 1);
         let mut client = gateway.client();
-        client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\nx-data: a body\r\n\r\n");
+        let field = if carries_data(kind) { "x-data: a body\r\n" } else { "" };
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n{field}\r\n");
+        client.send(&head);
         let mut sender = client.stream.try_clone().unwrap();
         let sending = thread::spawn(move || sender.write_all(&[b'x'; 200_000]));
-        check_answer(&whole(&mut client), "a body");
+        check_answer(&whole(&mut client), kind, &first_text(kind, "a body", &head));
         sending.join().unwrap().expect("taken");
     }
 }
 
-fn replaces_a_stale_socket_and_no_live_one(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
+fn replaces_a_stale_socket_and_no_live_one(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        drop(Daemon::start(command(), &path, kind, 1));
+        drop(Daemon::start((language.command)(), &path, kind, 1));
         assert!(path.exists(), "it was killed");
-        let _daemon = Daemon::start(command(), &path, kind, 1);
-        let mut second = command();
+        let _daemon = Daemon::start((language.command)(), &path, kind, 1);
+        let mut second = (language.command)();
         second.arg(&path).arg(kind).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut second = second.spawn().unwrap();
         let status = eventually("the second gives up", || second.try_wait().unwrap());
         assert!(!status.success());
-        check_answer(&gateway.ask(&get("x-data: alive\r\n")), "alive");
+        check_served(&gateway, kind, "alive");
     }
 }
 
-fn closes_what_should_not_have_come(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
+fn closes_what_should_not_have_come(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        let daemon = Daemon::start(command(), &path, kind, 1);
-        check_answer(&gateway.ask(&get("")), "");
+        let daemon = Daemon::start((language.command)(), &path, kind, 1);
+        check_served(&gateway, kind, "");
         let before = eventually("it rests", || {
             let first = daemon.descriptors();
             thread::yield_now();
@@ -221,30 +283,29 @@ fn closes_what_should_not_have_come(command: fn() -> Command) {
         nix::fcntl::fcntl(&end, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         eventually("every copy is closed", || end.read(&mut [0]).is_ok_and(|count| count == 0).then_some(()));
         eventually("the descriptors are back", || (daemon.descriptors() <= before).then_some(()));
-        check_answer(&gateway.ask(&get("x-data: next\r\n")), "next");
+        check_served(&gateway, kind, "next");
     }
 }
 
 /// A gateway that dies or stalls within its message must not keep the others waiting.
-fn a_silent_peer_delays_nobody(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
+fn a_silent_peer_delays_nobody(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        let _daemon = Daemon::start(command(), &path, kind, 1);
-        let sock = if kind == "seqpacket" { SockType::SeqPacket } else { SockType::Stream };
-        let silent = socket(AddressFamily::Unix, sock, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let _daemon = Daemon::start((language.command)(), &path, kind, 1);
+        let silent = socket(AddressFamily::Unix, socket_type(kind), SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(silent.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         for _ in 0..3 {
-            check_answer(&gateway.ask(&get("x-data: others\r\n")), "others");
+            check_served(&gateway, kind, "others");
         }
     }
 }
 
-fn outlives_clients_that_leave(command: fn() -> Command) {
-    for kind in KINDS {
-        let gateway = gateway();
-        let daemon = Daemon::start(command(), &gateway.path("d.sock"), kind, 5);
-        check_answer(&gateway.ask(&get("")), "");
+fn outlives_clients_that_leave(language: Language) {
+    for kind in language.kinds {
+        let gateway = gateway(kind);
+        let daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 5);
+        check_served(&gateway, kind, "");
         let before = daemon.descriptors();
         for _ in 0..10 {
             let mut client = gateway.client();
@@ -252,14 +313,98 @@ fn outlives_clients_that_leave(command: fn() -> Command) {
             client.until("\"n\":1,");
         }
         eventually("their descriptors are back", || (daemon.descriptors() <= before).then_some(()));
-        check_answer(&gateway.ask(&get("x-data: next\r\n")), "next");
+        check_served(&gateway, kind, "next");
     }
 }
 
-fn refuses_what_it_does_not_understand(command: fn() -> Command) {
-    let mut child = command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+fn refuses_what_it_does_not_understand(language: Language) {
+    let mut child =
+        (language.command)().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let status = eventually("it ends", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(2));
+}
+
+/// A daemon for Apache's mod_proxy_fdpass needs no change: what its client sees is the same behind both.
+#[test]
+fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
+    if Command::new("apache2").arg("-v").stdout(Stdio::null()).status().is_err() {
+        eprintln!("NOT SHOWN: apache2 is not installed");
+        assert!(std::env::var_os("CI").is_none(), "tests/run installs apache2");
+        return;
+    }
+    let gateway = gateway("fdpass");
+    let socket = gateway.path("d.sock");
+    let _daemon = Daemon::start((python().command)(), &socket, "fdpass", 1);
+    // Apache serves as another user, and finds the socket below its documents, by the request's path.
+    let allow = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    allow(gateway.folder.path(), 0o755);
+    allow(&socket, 0o666);
+    let apache = Apache::start(gateway.folder.path());
+    // A POST and an old client as well: neither's body nor version is anybody's matter but the daemon's.
+    for (method, version, fields, body) in
+        [("GET", "1.1", "", ""), ("POST", "1.1", "Content-Length: 5\r\n", "hello"), ("GET", "1.0", "", "")]
+    {
+        let raw = format!("{method} /d.sock HTTP/{version}\r\nHost: x\r\n{fields}\r\n{body}");
+        let [theirs, ours] = [apache.port, gateway.address().port()].map(|port| {
+            let mut client = Client::connect(([127, 0, 0, 1], port).into());
+            client.send(&raw);
+            let answer = whole(&mut client);
+            check_answer(&answer.replace(&server(&answer), ""), "fdpass", "");
+            let own = |line: &&str| !line.starts_with("Date: ") && !line.starts_with("Server: ");
+            answer.split_inclusive('\n').filter(own).collect::<String>()
+        });
+        assert_eq!(theirs, ours, "{raw:?}");
+    }
+}
+
+/// The line in which Apache names itself, which we do not.
+fn server(answer: &str) -> String {
+    answer.split_inclusive('\n').find(|line| line.starts_with("Server: ")).unwrap_or("\0").to_owned()
+}
+
+/// Apache with mod_proxy_fdpass for whatever is asked for; it ends with its handle.
+struct Apache {
+    child: Child,
+    port: u16,
+}
+
+impl Apache {
+    fn start(documents: &Path) -> Self {
+        let documents = documents.display();
+        let user = if nix::unistd::geteuid().is_root() { "User www-data\nGroup www-data\n" } else { "" };
+        let modules: String = ["mpm_event", "authz_core", "proxy", "proxy_fdpass"]
+            .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
+            .concat();
+        // Apache takes no port of the kernel's choice: one that was free a moment ago, and another where it is not.
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let configuration = format!(
+                "{modules}ServerRoot {documents}\nDefaultRuntimeDir {documents}\nPidFile {documents}/apache.pid\n\
+                 ErrorLog {documents}/apache.log\nServerName x\n{user}Listen 127.0.0.1:{port}\nDocumentRoot {documents}\n\
+                 <Location \"/\">\nSetHandler \"proxy:fd://\"\n</Location>\n"
+            );
+            let file = format!("{documents}/apache.conf");
+            std::fs::write(&file, configuration).unwrap();
+            let mut child = Command::new("apache2").args(["-D", "FOREGROUND", "-f", &file]).spawn().unwrap();
+            let serves = eventually("it listens or ends", || {
+                let has_ended = child.try_wait().unwrap().is_some();
+                let is_there = !has_ended && TcpStream::connect(("127.0.0.1", port)).is_ok();
+                (has_ended || is_there).then_some(is_there)
+            });
+            if serves {
+                return Self { child, port };
+            }
+        }
+        panic!("apache2 does not start: {}", std::fs::read_to_string(format!("{documents}/apache.log")).unwrap());
+    }
+}
+
+impl Drop for Apache {
+    fn drop(&mut self) {
+        // It ends its own processes when it is asked to, and leaves them behind when it is killed.
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        drop(self.child.wait());
+    }
 }
 
 macro_rules! the_same_of {
@@ -276,7 +421,7 @@ macro_rules! the_same_of {
     (@ $language:ident: $($assertion:ident),*) => {$(
         #[test]
         fn $assertion() {
-            super::$assertion(super::$language);
+            super::$assertion(super::$language());
         }
     )*};
 }

@@ -1,4 +1,5 @@
-//! A daemon that takes handed-over clients and streams to each. `daemon SOCKET [seqpacket|stream] [--interval MS]`
+//! A daemon that takes handed-over clients and streams to each. `daemon SOCKET [seqpacket|stream|fdpass|datagram]
+//! [--interval MS]`
 
 use std::env;
 use std::io::{self, Write as _};
@@ -8,9 +9,12 @@ use std::time::Duration;
 
 use baton::handoff::{Acceptor, Dialect, Handoff, Options, close_gracefully};
 
+const HEAD: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n";
+
 fn main() -> io::Result<ExitCode> {
     let Some((socket, dialect, interval)) = arguments() else {
-        eprintln!("usage: daemon SOCKET [seqpacket|stream] [--interval MS]");
+        eprintln!("usage: daemon SOCKET [seqpacket|stream|fdpass|datagram] [--interval MS]");
         return Ok(ExitCode::from(2));
     };
     // It removes a stale socket, and takes one descriptor per message, close-on-exec, whatever else is sent along.
@@ -30,14 +34,15 @@ fn main() -> io::Result<ExitCode> {
 
 fn serve(handoff: Handoff, interval: Duration) -> io::Result<()> {
     let data = serde_json::to_string(&String::from_utf8_lossy(handoff.data()))?;
+    let is_head_sent = handoff.is_head_sent();
     // The client arrives non-blocking; this thread prefers to wait.
     handoff.set_blocking(true)?;
     let mut client = handoff.into_stream();
     // A reader that stops would hold this thread for ever.
     client.set_write_timeout(Some(Duration::from_secs(30)))?;
-    client.write_all(
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
-    )?;
+    if !is_head_sent {
+        client.write_all(HEAD)?;
+    }
     for n in 1..=10 {
         let text = if n == 1 { &data } else { "\"hello\"" };
         // write_all goes on after a short write, and a client that has left is an error here, not a SIGPIPE.

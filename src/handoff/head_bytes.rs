@@ -98,6 +98,13 @@ pub(super) fn reset_on_close(client: BorrowedFd<'_>, reset: bool) -> nix::Result
     setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: reset.into(), l_linger: 0 })
 }
 
+/// Whether a client has reset its connection.
+pub(super) fn has_gone(client: BorrowedFd<'_>) -> bool {
+    // What tells of an error or of an end in both directions is told unasked.
+    let mut ask = [PollFd::new(client, PollFlags::empty())];
+    poll(&mut ask, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
 /// Resets a client now, for everybody who holds it (tcp(7): connect with AF_UNSPEC disconnects). One over a Unix socket
 /// is shut down instead.
 pub(super) fn reset(client: BorrowedFd<'_>) {

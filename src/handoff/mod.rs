@@ -6,9 +6,9 @@
 //! with it. Close-on-exec does not travel: receive with MSG_CMSG_CLOEXEC. The request's head was read by the gateway and
 //! is gone; what follows it, the body in whatever framing and pipelined requests, is unread in the socket, whole. The
 //! daemon writes the response from its status line on, and says `Connection: close`, because nobody reads the next
-//! request. A close with bytes unread makes the kernel send a reset that can destroy the answer
-//! ([`close_gracefully`]). Writing to a client that has left raises SIGPIPE unless it is ignored or MSG_NOSIGNAL is
-//! given.
+//! request; where the gateway has written the head ([below](#the-responses-head)) it writes the body alone. A close with
+//! bytes unread makes the kernel send a reset that can destroy the answer ([`close_gracefully`]). Writing to a client that
+//! has left raises SIGPIPE unless it is ignored or MSG_NOSIGNAL is given.
 //!
 //! # Who owns the client
 //!
@@ -21,32 +21,70 @@
 //!
 //! # Dialects, byte by byte
 //!
-//! | dialect | socket | bytes | descriptors |
-//! |---|---|---|---|
-//! | `seqpacket` | a new SOCK_SEQPACKET connection per handoff | one packet: the data, exactly; no data is one 0x00 | 1 |
-//! | `stream` | a new SOCK_STREAM connection per handoff | the same; the descriptor is on the first byte, the end is EOF | 1 |
+//! | dialect | socket | bytes | descriptors | the response's head |
+//! |---|---|---|---|---|
+//! | `seqpacket` | a new SOCK_SEQPACKET connection per handoff | one packet: the data, exactly; no data is one 0x00 | 1 | the daemon's |
+//! | `stream` | a new SOCK_STREAM connection per handoff | the same; the descriptor is on the first byte, the end is EOF | 1 | the daemon's |
+//! | `fdpass` | a new SOCK_STREAM connection per handoff | one 0x00, nothing else, no end is waited for | 1 | the gateway's, always |
+//! | `datagram` | the daemon's one SOCK_DGRAM socket | one datagram: what was read from the client, which is the request's head, exactly; never empty when it is sent | 1 | the daemon's |
 //!
-//! `auto` connects in one of them and in the other when the kernel says that the socket is of another type (EPROTOTYPE).
-//! Neither side sends anything else. A packet is sent whole or not at all; what exceeds net.core.wmem_max is refused, never
-//! cut. A stream is sent in one piece where it fits.
+//! `auto` connects in one of the first two and in the other when the kernel says that the socket is of another type
+//! (EPROTOTYPE). Neither side sends anything else. A packet or datagram is sent whole or not at all; what exceeds
+//! net.core.wmem_max is refused, never cut. A stream is sent in one piece where it fits.
 //!
 //! A receiver has room for 253 descriptors, the most that can come, adopts all of them and then judges: exactly one, a
-//! stream socket, nothing cut off (MSG_TRUNC, MSG_CTRUNC). Otherwise everything is closed and the peer dropped.
+//! stream socket, nothing cut off (MSG_TRUNC, MSG_CTRUNC), and in `fdpass` that there is no data, because whoever sent some
+//! expects the head of its daemon. Otherwise everything is closed and the peer dropped. Who connects is asked with
+//! SO_PEERCRED; who sends a datagram is told by SCM_CREDENTIALS, if the receiver asked for them (SO_PASSCRED) before it was
+//! sent. The sender can ask for nobody's name behind a datagram socket, so it cannot be told whose to trust.
+//!
+//! # The response's head
+//!
+//! In `fdpass`, and in any other dialect where that is asked for, the gateway writes the response's head: once a daemon is
+//! connected and before the descriptor goes, so that a daemon that is absent still costs the client nothing but a 503. It
+//! ends with `Connection: close` and announces neither a length nor chunks: the body is what comes until the end. Nothing in
+//! a message tells a daemon of it but the dialect `fdpass` itself; whoever asks for it in another one has daemons there that
+//! know.
+//!
+//! It is written once, whichever daemon takes the client in the end. From its first byte on the client cannot be answered:
+//! where no daemon takes it, or none has read the message by the deadline, it is reset, because a clean end would make an
+//! empty body look whole. Also a gateway that is killed in between resets it. A client over a Unix socket knows no reset:
+//! it sees the end. A client that waits for `100 Continue` has its final answer with this head and may keep its body: a
+//! daemon that wants bodies is better given the head to write.
+//!
+//! # Bodies
+//!
+//! The gateway takes nothing of a body before a handoff: a policy that looks at its beginning is shown what is in the
+//! socket, and leaves it there. So no dialect needs a word for it, whatever the framing, and a daemon reads from the
+//! first byte behind the head. One thing it must know: where a policy has looked at the body of a client that waits for
+//! `100 Continue`, the gateway has sent that, once; a daemon that sends it again does no harm (RFC 9110 §15.2), and one
+//! that does not misses nothing.
+//!
+//! Where a gateway has to read a body itself (TLS in user space, HTTP/2, an application that consumed it), what it has
+//! read must travel with the descriptor, or nobody is handed over:
+//!
+//! | dialect | place for bytes that were read |
+//! |---|---|
+//! | `datagram` | behind the head, in the one datagram: its message is what was read, up to the size of a datagram |
+//! | `seqpacket`, `stream` | none: the message is the data, or the head, and its reader takes the rest from the socket. 413 |
+//! | `fdpass` | none. 413 |
 //!
 //! # The acknowledgement
 //!
-//! Reading is the acknowledgement: no daemon has to do anything for it. The gateway keeps the connection and watches the
+//! Reading is the acknowledgement: no daemon has to do anything for it. The gateway keeps its socket and watches the
 //! kernel's accounts of it.
 //!
-//! | what the gateway sees | `seqpacket`, or a stream of one byte | a longer `stream` |
-//! |---|---|---|
-//! | nothing unread | taken | taken |
-//! | closed with something unread | never read: the client is the gateway's | unknown: may have been read in part |
-//! | unread at the deadline | unread: the client is the gateway's, but may be read later | unknown |
+//! | what the gateway sees | `seqpacket`, or a stream of one byte (`fdpass`) | a longer `stream` | `datagram` |
+//! |---|---|---|---|
+//! | nothing unread | taken | taken | taken, if the receiver's socket still is there afterwards; else unknown |
+//! | closed with something unread | never read: the client is the gateway's | unknown: may have been read in part | is not seen: the queue is destroyed, which looks read |
+//! | unread at the deadline | unread: the client is the gateway's, but may be read later | unknown | unread, likewise |
 //!
 //! Of the unknown it is asked whether anybody has written to the client since (TCP_INFO). If not, and for what is unread
-//! at the deadline, the client is *sealed*: answered and shut down at once, so that whoever reads the message later meets
-//! a dead socket. If so, or if it cannot be asked because the client came over a Unix socket, it is closed, unwritten.
+//! at the deadline, the client is *sealed*: answered and shut down at once (behind a head: reset), so that whoever reads the
+//! message later meets a dead socket. If so, or if it cannot be asked because the client came over a Unix socket, it is
+//! closed, unwritten. A daemon of datagrams that ends right after it has read one, with its client in other hands, may so
+//! find that client answered: it keeps its socket for a moment, or writes first.
 //!
 //! # The two ends
 //!

@@ -38,7 +38,7 @@ pub(super) struct Evidence {
 #[derive(Debug)]
 enum Delivery {
     /// By a datagram to this socket: it is read whole, but one that the receiver had not read when it died looks read.
-    Datagram(Resolved),
+    Datagram(Box<Resolved>),
     /// By a stream of several bytes: a reader may take the client with the first byte and leave the rest.
     Parts,
     /// By a packet or a stream of one byte: as long as it was not read, nobody has the client.
@@ -71,7 +71,7 @@ impl Evidence {
         has_head: bool,
     ) -> Self {
         let (delivery, written) = match (kind, receiver) {
-            (SocketKind::Datagram, Some(receiver)) => (Delivery::Datagram(receiver), written_bytes(client)),
+            (SocketKind::Datagram, Some(receiver)) => (Delivery::Datagram(Box::new(receiver)), written_bytes(client)),
             (SocketKind::Stream, _) if bytes.len() > 1 => (Delivery::Parts, written_bytes(client)),
             _ => (Delivery::Whole, None),
         };
@@ -126,7 +126,7 @@ pub struct Unread {
 pub enum Sealed {
     /// It has our answer, or as much of it as its socket had room for, and nobody else's.
     Answered,
-    /// It had gone before it could be answered.
+    /// It had gone before it could be answered or reset.
     ClientGone,
     /// It has our answer, but the daemon read the message while it was being written and may have written too.
     Conflict,
@@ -181,6 +181,9 @@ impl Unread {
     pub fn reset(mut self) -> Sealed {
         if !self.is_still_ours() {
             return Sealed::LeftUnwritten;
+        }
+        if head_bytes::has_gone(self.client.as_fd()) {
+            return Sealed::ClientGone;
         }
         head_bytes::reset(self.client.as_fd());
         Sealed::Reset

@@ -5,6 +5,7 @@
 ;;   x-bytes       instead: so many bytes `d`
 ;;   x-head        the request's head goes along
 ;;   x-timeout-ms  bounds all of it
+;;   x-status      a response-head of that status, with the field `x-by: policy`
 (module
   (import "baton:policy/request@0.1.0" "header" (func $header (param i32 i32 i32)))
   (import "baton:policy/request@0.1.0" "header-all" (func $header-all (param i32 i32 i32)))
@@ -15,7 +16,9 @@
     (local.set $p (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
     (global.set $free (i32.add (local.get $p) (local.get 3)))
     (local.get $p))
-  (data (i32.const 0) "chatx-targetx-datax-bytesx-headx-timeout-msx-alternate")
+  (data (i32.const 0) "chatx-targetx-datax-bytesx-headx-timeout-msx-alternatex-statusx-bypolicy")
+  ;; One field: its name and its value.
+  (data (i32.const 80) "\3e\00\00\00\04\00\00\00\42\00\00\00\06\00\00\00")
 
   ;; Whether there is such a field; the value's place is at 516, its length at 520.
   (func $has (param $name i32) (param $length i32) (result i32)
@@ -54,6 +57,13 @@
         (i32.store (i32.const 1036) (i32.const 1048576))
         (i32.store (i32.const 1040) (call $number))
         (memory.fill (i32.const 1048576) (i32.const 100) (i32.load (i32.const 1040)))))
+    ;; response-head
+    (if (call $has (i32.const 54) (i32.const 8))
+      (then
+        (i32.store8 (i32.const 1052) (i32.const 1))
+        (i32.store16 (i32.const 1056) (call $number))
+        (i32.store (i32.const 1060) (i32.const 80))
+        (i32.store (i32.const 1064) (i32.const 1))))
     ;; include-head
     (i32.store8 (i32.const 1068) (call $has (i32.const 25) (i32.const 6)))
     ;; relay: if-needed
