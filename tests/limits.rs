@@ -50,6 +50,25 @@ fn a_head_may_be_longer_than_a_receive_buffer() {
 }
 
 #[test]
+fn heads_are_bounded_by_default_and_as_it_is_configured() {
+    for (limits, bytes_max, fields_max) in
+        [("", 32 << 10, 100), ("head_bytes_max = \"64KiB\"\nheaders_max = 150", 64 << 10, 150)]
+    {
+        let gateway = start(limits);
+        let status = |fields: &str| {
+            let mut client = gateway.client();
+            client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+            client.answer().status
+        };
+        let of_bytes =
+            |count: usize| status(&format!("A: {}\r\n", "a".repeat(count - "GET / HTTP/1.1Host: xA: ".len() - 8)));
+        assert_eq!((of_bytes(bytes_max), of_bytes(bytes_max + 1)), (200, 431), "{bytes_max} bytes");
+        let of_fields = |count: usize| status(&"A: b\r\n".repeat(count - 1));
+        assert_eq!((of_fields(fields_max), of_fields(fields_max + 1)), (200, 431), "{fields_max} fields");
+    }
+}
+
+#[test]
 fn a_head_that_comes_byte_by_byte_runs_out() {
     let gateway = start("head_timeout = \"500ms\"");
     let mut client = gateway.client();

@@ -316,6 +316,7 @@ mod tests {
             "0\r\nA b: c\r\n\r\n",
             "0\r\nA\r\n\r\n",
             "0\r\n\n",
+            "0\r\r\r\n",
             "5;\u{1}\r\n",
             "5;\r\nhello\r\n",
             "5;a;;b\r\nhello\r\n",

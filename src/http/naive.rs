@@ -258,6 +258,51 @@ pub fn check_body(framing: Framing, bytes: &[u8], piece: usize) {
     }
 }
 
+/// Requests of one client until the first that is refused, or is not all there: method, target and body of each; and why it
+/// ended. The bytes come in pieces of `piece`, each looked at as soon as it is there.
+fn read_connection(bytes: &[u8], piece: usize, limits: Limits) -> (Vec<(String, String, Vec<u8>)>, String) {
+    let (mut requests, mut at, mut here) = (Vec::new(), 0, 0);
+    loop {
+        let mut scanned = 0;
+        let head = loop {
+            match end(&bytes[at..here], scanned, limits) {
+                Ok(Some(length)) => break RequestHead::parse(&bytes[at..at + length], limits),
+                Ok(None) if here == bytes.len() => return (requests, format!("{} bytes of a head", here - at)),
+                Ok(None) => (scanned, here) = (here - at, bytes.len().min(here + piece)),
+                Err(error) => break Err(error),
+            }
+        };
+        let head = match head {
+            Ok(head) => head,
+            Err(error) => return (requests, format!("{error} at {at}")),
+        };
+        at += head.bytes().len();
+        let (mut decoder, mut data) = (Decoder::new(head.framing()), Vec::new());
+        while !decoder.is_at_end() {
+            if at == here {
+                if here == bytes.len() {
+                    return (requests, format!("{} bytes of a body", data.len()));
+                }
+                here = bytes.len().min(here + piece);
+            }
+            match decoder.step(&bytes[at..here]) {
+                Ok(step) => {
+                    data.extend_from_slice(&bytes[at..here][step.data]);
+                    at += step.consumed;
+                }
+                Err(error) => return (requests, format!("{error} behind {} bytes", data.len())),
+            }
+        }
+        requests.push((head.method().to_owned(), head.target().to_owned(), data));
+    }
+}
+
+/// Whatever the bytes: several requests of one client are the same requests however they arrive.
+pub fn check_connection(bytes: &[u8], piece: usize) {
+    let whole = read_connection(bytes, bytes.len().max(1), SMALL);
+    assert_eq!(read_connection(bytes, piece.max(1), SMALL), whole, "in pieces of {piece}");
+}
+
 /// Whatever the text: a path has one spelling, which has no other, and decoding neither panics nor grows.
 pub fn check_path(text: &str) {
     for plus in [Plus::Literal, Plus::Space] {
@@ -316,3 +361,48 @@ pub fn check_answer(answer: &Answer, context: Context) {
 
 /// The limits that arbitrary input is read with: small enough to be reached.
 pub const SMALL: Limits = head::Limits { head_bytes_max: 512, headers_max: 8 };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What conversations are made of: whole requests, bodies that fit, and splinters.
+    fn part() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+            "POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+            "POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HEAD /d HTTP/1.0\r\n\r\n",
+            "hello",
+            "5\r\nhello\r\n",
+            "5;a=\"b\"\r\nGET /\r\n",
+            "0\r\n\r\n",
+            "0\r\nA: b\r\n\r\n",
+            "\r\n",
+            "\r",
+            "\n",
+            "G",
+            "0",
+            " ",
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn a_conversation_is_the_same_however_it_arrives(parts in prop::collection::vec(part(), 0..24), piece in 1usize..60) {
+            check_connection(parts.concat().as_bytes(), piece);
+        }
+    }
+
+    #[test]
+    fn a_conversation_is_read_as_what_it_is() {
+        let text = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcPOST /b HTTP/1.1\r\nHost: x\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n2\r\nde\r\n0\r\n\r\nGET / HTTP/2.0\r\n\r\n";
+        let (requests, why) = read_connection(text.as_bytes(), 3, SMALL);
+        let request = |target: &str, body: &str| ("POST".to_owned(), target.to_owned(), body.as_bytes().to_vec());
+        assert_eq!(requests, [request("/a", "abc"), request("/b", "de")]);
+        assert_eq!(why, "not HTTP/1.0 or HTTP/1.1 at 120");
+    }
+}
