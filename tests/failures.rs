@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use support::load::{self, Got, Tally};
+use support::load::{self, Got, Tally, configuration, last, targets};
 use support::{Daemon, Gateway, Ledger, eventually, folder};
 
 /// So many of each.
@@ -24,30 +24,6 @@ const AT_ONCE: usize = 64;
 /// What the gateway may have grown by in `COUNT` requests: the allocator's doing, not anybody's list of clients. Ten
 /// thousand forgotten ones would be more than that, at the least 4 KB each.
 const GROWTH_BYTES_MAX: u64 = 8 << 20;
-
-/// `/` asks the policy that does what the request's fields say; `/hello` is answered here.
-fn configuration(gateway: &str, handoff: &str, tables: &str) -> String {
-    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
-    format!(
-        "[gateway]\n{gateway}\nLISTEN\n[handoff]\n{handoff}\n{tables}\n\
-         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\ndecision_bytes_max = \"8MiB\"\n\
-         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n\
-         [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ status = 200, body = \"hello\" }} }}\n"
-    )
-}
-
-/// One target for each name, at the socket of that name.
-fn targets(names: &[(&str, &str)]) -> String {
-    let table = |(name, dialect): &(&str, &str)| {
-        format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\ndialect = \"{dialect}\"\n")
-    };
-    names.iter().map(table).collect()
-}
-
-/// A connection's last request.
-fn last(fields: &str) -> String {
-    format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n")
-}
 
 /// A gateway, what it had open and how large it was before what is counted.
 struct Before<'a> {

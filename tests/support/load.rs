@@ -14,6 +14,30 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::patience;
 
+/// `/` asks the policy that does what the request's fields say; `/hello` is answered here.
+pub fn configuration(gateway: &str, handoff: &str, tables: &str) -> String {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    format!(
+        "[gateway]\n{gateway}\nLISTEN\n[handoff]\n{handoff}\n{tables}\n\
+         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\ndecision_bytes_max = \"8MiB\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n\
+         [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ status = 200, body = \"hello\" }} }}\n"
+    )
+}
+
+/// One target for each name, at the socket of that name.
+pub fn targets(names: &[(&str, &str)]) -> String {
+    let table = |(name, dialect): &(&str, &str)| {
+        format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\ndialect = \"{dialect}\"\n")
+    };
+    names.iter().map(table).collect()
+}
+
+/// A connection's last request.
+pub fn last(fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n")
+}
+
 /// What a client got on a connection of its own, from its request to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Got {
