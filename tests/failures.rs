@@ -202,7 +202,8 @@ fn ten_thousand_meet_a_stopped_daemon_and_its_full_backlog() {
     let sealed = because("unread at the deadline (ack_timeout)");
     let no_room = because("connect: no room until the deadline");
     println!("{sealed} sealed, {no_room} without room");
-    assert!(sealed >= 1000 && no_room >= 1000 && sealed + no_room == COUNT, "{sealed}, {no_room}");
+    // One more than its backlog, of which the system may allow less (net.core.somaxconn).
+    assert!((1..=3001).contains(&sealed) && sealed + no_room == COUNT, "{sealed}, {no_room}");
     before.is_restored("stopped");
     daemon.signal(nix::sys::signal::Signal::SIGCONT);
     eventually("it has read every message", || (daemon.events("got").len() == sealed).then_some(()));
