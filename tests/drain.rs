@@ -214,7 +214,7 @@ fn twenty_reloads_and_five_restarts_under_load_fail_nobody_and_cut_no_stream() {
         got
     };
     let tally = std::thread::scope(|scope| {
-        let clients = scope.spawn(|| load::clients_until(&ends, 8, &client));
+        let clients = scope.spawn(|| load::clients_until(&ends, 8, client));
         let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for n in 0..20 {
                 let from = gateway.reload(&toml.replace("\"ok\"", &format!("\"ok {n}\"")));

@@ -222,7 +222,7 @@ fn ten_thousand_have_more_data_than_can_be_sent() {
     let daemon = Daemon::start(&gateway.path("chat.sock"), "seqpacket", "serve", &[]);
     // Few at a time, because each is large. The guest's memory grows with the first, and stays.
     let client = |n: usize| {
-        let bytes = if n % 2 == 0 { 4_300_000 } else { 4_400_001 };
+        let bytes = if n.is_multiple_of(2) { 4_300_000 } else { 4_400_001 };
         load::ask(gateway.address(), &last(&format!("x-bytes: {bytes}\r\n")))
     };
     load::clients(100, 8, client);
@@ -470,7 +470,7 @@ fn a_gateway_killed_at_any_moment_leaves_one_voice_or_an_end() {
         let daemon = Daemon::start(&gateway.path("chat.sock"), kind, "serve", &["backlog=1000"]);
         let (address, ends) = (gateway.address(), AtomicBool::new(false));
         let client = |n: usize| {
-            let target = if n % 8 == 0 { "x-target: nobody\r\n" } else { "" };
+            let target = if n.is_multiple_of(8) { "x-target: nobody\r\n" } else { "" };
             load::ask_whoever_listens(address, &last(&format!("{data}{target}")))
         };
         let tally = std::thread::scope(|scope| {

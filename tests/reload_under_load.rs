@@ -289,7 +289,8 @@ fn replaced_under_load(manner: Manner) {
             manner.replace(&root, n, [("baton.toml", &configuration), ("p.wat", &answering(230 + n))], pause);
             eventually(&format!("{manner:?}: the {n}th is in force"), || {
                 let is = (gateway.status("/p"), gateway.status("/c"));
-                (is == (230 + n as u16, 260 + n as u16)).then_some(())
+                let n = u16::try_from(n).expect("a few");
+                (is == (230 + n, 260 + n)).then_some(())
             });
             assert!(began.elapsed() < Duration::from_secs(8), "{manner:?}: {:?} is the poll's work", began.elapsed());
             newest.store(n, Ordering::Relaxed);
