@@ -2,9 +2,11 @@
 //!
 //! A [`Line`] is made when a head has begun and written when it is dropped: forgetting to log is impossible, and a task
 //! that is cut logs `aborted`. Lines go to a thread of their own over a bounded queue, so that a slow disk or a blocked
-//! pipe never holds up a client; lines that do not fit are counted, and the count is logged.
+//! pipe never holds up a client; lines that do not fit are counted, and the count is logged. So are those that could not be
+//! written. A line that is in the file is there whole, even where a disk was full in the middle of it.
 
 use std::io::Write;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +22,8 @@ use crate::request::Request;
 const QUEUE_LINES_MAX: usize = 8192;
 /// Bytes of them.
 const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// What is written at once.
+const BUFFER_BYTES: usize = 64 << 10;
 /// How long the end waits for a writer that is stuck.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -135,17 +139,24 @@ impl AccessLog {
 /// The writer's end.
 struct Output {
     sink: Sink,
-    writer: std::io::BufWriter<Box<dyn Write + Send>>,
-    failing: bool,
+    file: Box<dyn Write + Send>,
+    /// What is not written yet: whole lines, but for the first if it [is begun](Self::is_begun).
+    buffer: Vec<u8>,
+    /// The file ends in the middle of a line, of which the buffer holds the rest.
+    is_begun: bool,
+    /// While it cannot be written: how many lines were lost so far.
+    lost: Option<usize>,
 }
 
 impl Output {
     fn open(sink: &Sink) -> std::io::Result<Self> {
         let file: Box<dyn Write + Send> = match sink {
             Sink::File(path) => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
-            Sink::Stdout => Box::new(std::io::stdout()),
+            // The standard library's would keep what it could not write, and offer it again before all else.
+            Sink::Stdout => Box::new(std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned()?)),
         };
-        Ok(Self { sink: sink.clone(), writer: std::io::BufWriter::with_capacity(64 << 10, file), failing: false })
+        let buffer = Vec::with_capacity(BUFFER_BYTES);
+        Ok(Self { sink: sink.clone(), file, buffer, is_begun: false, lost: None })
     }
 
     fn run(&mut self, lines: &mpsc::Receiver<Message>, shared: &Shared) {
@@ -177,49 +188,61 @@ impl Output {
     }
 
     fn write(&mut self, line: &[u8]) {
-        let result = self.writer.write_all(line);
-        self.note(result);
+        if self.buffer.len() + line.len() > BUFFER_BYTES {
+            self.flush();
+        }
+        self.buffer.extend_from_slice(line);
     }
 
+    /// Writes what is there. What cannot be written is forgotten, or there would be no end of it, but for the rest of a line
+    /// that is in the file by half: it comes first when there is room again, so that every line is whole.
     fn flush(&mut self) {
-        let is_empty = self.writer.buffer().is_empty();
-        let result = self.writer.flush();
-        if self.failing && !is_empty && result.is_ok() {
-            self.failing = false;
-            tracing::info!("access log can be written again");
+        if self.buffer.is_empty() {
+            return;
         }
-        self.note(result);
-    }
-
-    /// Says a failure once, and its end once.
-    fn note(&mut self, result: std::io::Result<()>) {
-        match result {
-            Err(error) if !self.failing => {
-                self.failing = true;
-                tracing::error!(%error, "access log cannot be written");
-                self.discard();
+        let (written, result) = write_some(&mut *self.file, &self.buffer);
+        let Err(error) = result else {
+            self.buffer.clear();
+            self.is_begun = false;
+            if let Some(lines) = self.lost.take() {
+                tracing::warn!(lines, "access log can be written again; lines were lost");
             }
-            Err(_) => self.discard(),
-            Ok(()) => {}
+            return;
+        };
+        if self.lost.is_none() {
+            tracing::error!(%error, "access log cannot be written");
         }
-    }
-
-    /// Forgets what could not be written, or the buffer would offer it again before everything that follows.
-    fn discard(&mut self) {
-        if let Ok(output) = Self::open(&self.sink) {
-            let failing = self.failing;
-            drop(std::mem::replace(&mut self.writer, output.writer).into_parts());
-            self.failing = failing;
-        }
+        self.is_begun = self.buffer[..written].last().map_or(self.is_begun, |last| *last != b'\n');
+        self.buffer.drain(..written);
+        let rest =
+            if self.is_begun { self.buffer.iter().position(|b| *b == b'\n').map_or(0, |end| end + 1) } else { 0 };
+        let lines = self.buffer[rest..].iter().filter(|byte| **byte == b'\n').count();
+        self.buffer.truncate(rest);
+        self.lost = Some(self.lost.unwrap_or(0) + lines);
     }
 
     fn reopen(&mut self) {
         self.flush();
         match Self::open(&self.sink) {
-            Ok(output) => *self = output,
+            // The rest of a line belongs to the file that has its beginning.
+            Ok(output) => *self = Self { lost: self.lost.map(|lost| lost + usize::from(self.is_begun)), ..output },
             Err(error) => tracing::error!(%error, "access log cannot be opened again; the old one stays"),
         }
     }
+}
+
+/// Writes as much as can be written; says how much that was, and why it was not all.
+fn write_some(file: &mut dyn Write, bytes: &[u8]) -> (usize, std::io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(std::io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
 }
 
 /// The line of one request. Written when it is dropped.

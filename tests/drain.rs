@@ -4,11 +4,14 @@
 mod support;
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use support::{Client, Daemon, Gateway, eventually, folder};
+use support::load::{self, Got};
+use support::{Client, Daemon, Gateway, Lines, baton, eventually, folder};
 
 const ROUTE: &str = "[[route]]\npath = \"/\"\ndefault = { respond = { body = \"ok\" } }\n";
 
@@ -177,4 +180,92 @@ fn hup_closes_no_connection() {
         client.get("/");
         (client.answer().body == "new").then_some(())
     });
+}
+
+/// Twenty reloads and five restarts while clients come all the time and twenty streams go on. Between the end of one
+/// gateway and the beginning of the next nobody listens, as long as a listener cannot be inherited: those who come then are
+/// refused by the kernel and counted apart. Everybody else is served.
+#[test]
+fn twenty_reloads_and_five_restarts_under_load_fail_nobody_and_cut_no_stream() {
+    let folder = folder();
+    let mut daemon = Daemon::start(&folder.path().join("s.sock"), "seqpacket", "stream", &[]);
+    let _daemon = Daemon::start(&folder.path().join("d.sock"), "seqpacket", "serve", &["backlog=1000"]);
+    // The same for all of them, so that it is known again after a restart.
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+    let toml = format!(
+        "[[listener]]\nname = \"http\"\naddress = \"127.0.0.1:{port}\"\n[handoff]\nack_timeout = \"20s\"\n\
+         [target.s]\nsockets = [\"DIR/s.sock\"]\n[target.d]\nsockets = [\"DIR/d.sock\"]\n{ROUTE}\
+         [[route]]\npath = \"/s\"\ndefault = {{ handoff = \"s\" }}\n[[route]]\npath = \"/d\"\ndefault = {{ handoff = \"d\" }}\n"
+    );
+    let mut gateway = Gateway::start_in(folder, &toml, |command| command);
+    let address = gateway.address();
+    let mut streams: Vec<_> = (0..20).map(|_| gateway.client()).collect();
+    for stream in &mut streams {
+        stream.get("/s");
+        stream.until("from daemon\n");
+    }
+    let (ends, is_restarting) = (AtomicBool::new(false), AtomicBool::new(false));
+    let client = |n: usize| {
+        let path = ["/", "/d"][n % 2];
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let got = load::ask_whoever_listens(address, &request);
+        let is_served = !matches!(got, Got::Left | Got::Reset | Got::Closed);
+        assert!(is_served || is_restarting.load(Ordering::SeqCst), "{got:?} by a reload");
+        got
+    };
+    let tally = std::thread::scope(|scope| {
+        let clients = scope.spawn(|| load::clients_until(&ends, 8, client));
+        let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for n in 0..20 {
+                let from = gateway.reload(&toml.replace("\"ok\"", &format!("\"ok {n}\"")));
+                gateway.stderr.wait(from, &["configuration reloaded"]);
+            }
+            is_restarting.store(true, Ordering::SeqCst);
+            for _ in 0..5 {
+                gateway.signal(Signal::SIGTERM);
+                assert_eq!(gateway.wait().code(), Some(0));
+                start_again(&mut gateway);
+                // Somebody is served by each.
+                assert_eq!(gateway.status("/"), 200);
+            }
+        }));
+        ends.store(true, Ordering::Relaxed);
+        let tally = clients.join().expect("everybody was served");
+        acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        tally
+    });
+    println!("{tally:?}");
+    assert_eq!(tally.of(Got::Closed), 0, "{tally:?}");
+    // Who connects in the very moment in which the listener closes, behind the last look at its queue, is reset by the kernel:
+    // all eight at most, each time.
+    assert!(tally.of(Got::Reset) <= 5 * 8, "{tally:?}");
+    assert!(tally.of(Got::Daemon) > 100 && tally.of(Got::Gateway(200)) > 100, "{tally:?}");
+    assert!(daemon.events("client-gone").is_empty());
+    // Every tick there was, from the first gateway's time to the last one's.
+    daemon.kill();
+    for stream in &mut streams {
+        let text = stream.rest();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let mut count = 0;
+        for (n, line) in whole.lines().enumerate() {
+            assert_eq!(line, format!("tick {n}"));
+            count = n;
+        }
+        assert!(count > 50, "{count} ticks");
+    }
+}
+
+/// The same program on the same configuration.
+fn start_again(gateway: &mut Gateway) {
+    let mut child = baton()
+        .args(["run", "-c"])
+        .arg(gateway.path("baton.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    gateway.stderr = Lines::read(child.stderr.take().expect("piped"));
+    gateway.child = child;
+    gateway.stderr.wait(0, &["listening on"]);
 }

@@ -10,11 +10,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use support::load::{self, Got, Tally};
+use support::load::{self, Got, Tally, configuration, last, targets};
 use support::{Daemon, Gateway, Ledger, eventually, folder};
 
 /// So many of each.
@@ -24,30 +25,6 @@ const AT_ONCE: usize = 64;
 /// What the gateway may have grown by in `COUNT` requests: the allocator's doing, not anybody's list of clients. Ten
 /// thousand forgotten ones would be more than that, at the least 4 KB each.
 const GROWTH_BYTES_MAX: u64 = 8 << 20;
-
-/// `/` asks the policy that does what the request's fields say; `/hello` is answered here.
-fn configuration(gateway: &str, handoff: &str, tables: &str) -> String {
-    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
-    format!(
-        "[gateway]\n{gateway}\nLISTEN\n[handoff]\n{handoff}\n{tables}\n\
-         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\ndecision_bytes_max = \"8MiB\"\n\
-         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n\
-         [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ status = 200, body = \"hello\" }} }}\n"
-    )
-}
-
-/// One target for each name, at the socket of that name.
-fn targets(names: &[(&str, &str)]) -> String {
-    let table = |(name, dialect): &(&str, &str)| {
-        format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\ndialect = \"{dialect}\"\n")
-    };
-    names.iter().map(table).collect()
-}
-
-/// A connection's last request.
-fn last(fields: &str) -> String {
-    format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n")
-}
 
 /// A gateway, what it had open and how large it was before what is counted.
 struct Before<'a> {
@@ -226,7 +203,8 @@ fn ten_thousand_meet_a_stopped_daemon_and_its_full_backlog() {
     let sealed = because("unread at the deadline (ack_timeout)");
     let no_room = because("connect: no room until the deadline");
     println!("{sealed} sealed, {no_room} without room");
-    assert!(sealed >= 1000 && no_room >= 1000 && sealed + no_room == COUNT, "{sealed}, {no_room}");
+    // One more than its backlog, of which the system may allow less (net.core.somaxconn).
+    assert!((1..=3001).contains(&sealed) && sealed + no_room == COUNT, "{sealed}, {no_room}");
     before.is_restored("stopped");
     daemon.signal(nix::sys::signal::Signal::SIGCONT);
     eventually("it has read every message", || (daemon.events("got").len() == sealed).then_some(()));
@@ -244,7 +222,7 @@ fn ten_thousand_have_more_data_than_can_be_sent() {
     let daemon = Daemon::start(&gateway.path("chat.sock"), "seqpacket", "serve", &[]);
     // Few at a time, because each is large. The guest's memory grows with the first, and stays.
     let client = |n: usize| {
-        let bytes = if n % 2 == 0 { 4_300_000 } else { 4_400_001 };
+        let bytes = if n.is_multiple_of(2) { 4_300_000 } else { 4_400_001 };
         load::ask(gateway.address(), &last(&format!("x-bytes: {bytes}\r\n")))
     };
     load::clients(100, 8, client);
@@ -444,4 +422,68 @@ fn ten_thousand_streams_cost_the_gateway_nothing() {
     let (first, second) = (wave(), wave());
     println!("{count} streams: {first} bytes, then {second}");
     assert!(second <= 64 * count as u64, "{second} bytes for {count} streams");
+}
+
+/// Both dialects, without data and with some.
+const KINDS: [(&str, &str); 4] =
+    [("seqpacket", ""), ("seqpacket", "x-data: 11\r\n"), ("stream", ""), ("stream", "x-data: 11\r\n")];
+
+/// Whatever the daemon was doing: who was not read is answered, who was read is its own.
+#[test]
+fn a_daemon_killed_at_any_moment_leaves_one_voice_or_an_end_that_is_explained() {
+    let mut all = Tally::default();
+    for (round, (kind, data)) in (0..5).flat_map(|round| KINDS.map(|case| (round, case))) {
+        let gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &targets(&[("chat", kind)])));
+        let mut daemon = Daemon::start(&gateway.path("chat.sock"), kind, "serve", &["backlog=1000"]);
+        let before = gateway.sockets();
+        let ends = AtomicBool::new(false);
+        let tally = std::thread::scope(|scope| {
+            let clients =
+                scope.spawn(|| load::clients_until(&ends, AT_ONCE, |_| load::ask(gateway.address(), &last(data))));
+            daemon.wait("got", 100 + 37 * round);
+            daemon.kill();
+            eventually("somebody meets nobody", || {
+                gateway.log().iter().any(|line| line["outcome"] == "refused").then_some(())
+            });
+            ends.store(true, Ordering::Relaxed);
+            clients.join().expect("one answer each, or none")
+        });
+        let lines = eventually("all lines", || Some(gateway.log()).filter(|lines| lines.len() == tally.total()));
+        let counts = outcomes(&lines);
+        let of = |outcome: &str| counts.get(outcome).copied().unwrap_or(0);
+        assert_eq!(tally.of(Got::Gateway(503)), of("refused 503"), "{tally:?}, {counts:?}");
+        let daemons = tally.of(Got::Daemon) + tally.of(Got::Closed) + tally.of(Got::Reset);
+        assert_eq!(daemons, of("handed-off") + of("unanswered"), "{tally:?}, {counts:?}");
+        assert!(kind == "stream" || of("unanswered") == 0, "{counts:?}");
+        eventually("no socket is left", || (gateway.sockets() <= before).then_some(()));
+        all += tally;
+    }
+    println!("twenty daemons killed: {all:?}");
+}
+
+/// Whatever the gateway was doing: nobody gets half an answer or two, and who is with the daemon stays there.
+#[test]
+fn a_gateway_killed_at_any_moment_leaves_one_voice_or_an_end() {
+    let mut all = Tally::default();
+    for (round, (kind, data)) in (0..5).flat_map(|round| KINDS.map(|case| (round, case))) {
+        let mut gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &targets(&[("chat", kind)])));
+        let daemon = Daemon::start(&gateway.path("chat.sock"), kind, "serve", &["backlog=1000"]);
+        let (address, ends) = (gateway.address(), AtomicBool::new(false));
+        let client = |n: usize| {
+            let target = if n.is_multiple_of(8) { "x-target: nobody\r\n" } else { "" };
+            load::ask_whoever_listens(address, &last(&format!("{data}{target}")))
+        };
+        let tally = std::thread::scope(|scope| {
+            let clients = scope.spawn(|| load::clients_until(&ends, AT_ONCE, client));
+            daemon.wait("got", 100 + 37 * round);
+            gateway.signal(nix::sys::signal::Signal::SIGKILL);
+            gateway.wait();
+            ends.store(true, Ordering::Relaxed);
+            clients.join().expect("one answer each, or none")
+        });
+        let taken = tally.of(Got::Daemon);
+        eventually("who was read was served", || (daemon.events("done").len() >= taken).then_some(()));
+        all += tally;
+    }
+    println!("twenty gateways killed: {all:?}");
 }

@@ -247,10 +247,10 @@ fn serve_received(data: &[u8], mut descriptors: Vec<OwnedFd>, options: &Options)
 
 fn answer(client: &mut TcpStream, options: &Options) -> std::io::Result<()> {
     let name = options.get("name").unwrap_or("daemon");
-    if options.kind != "fdpass" && options.get("body").is_none() {
-        write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n")?;
-    }
-    writeln!(client, "from {name}")?;
+    let has_head = options.kind != "fdpass" && options.get("body").is_none();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n";
+    // In one piece, so that whoever is killed has written all of it or nothing.
+    client.write_all(format!("{}from {name}\n", if has_head { head } else { "" }).as_bytes())?;
     if options.mode == "stream" {
         for tick in 0.. {
             writeln!(client, "tick {tick}")?;

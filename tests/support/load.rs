@@ -14,6 +14,30 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::patience;
 
+/// `/` asks the policy that does what the request's fields say; `/hello` is answered here.
+pub fn configuration(gateway: &str, handoff: &str, tables: &str) -> String {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    format!(
+        "[gateway]\n{gateway}\nLISTEN\n[handoff]\n{handoff}\n{tables}\n\
+         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\ndecision_bytes_max = \"8MiB\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n\
+         [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ status = 200, body = \"hello\" }} }}\n"
+    )
+}
+
+/// One target for each name, at the socket of that name.
+pub fn targets(names: &[(&str, &str)]) -> String {
+    let table = |(name, dialect): &(&str, &str)| {
+        format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\ndialect = \"{dialect}\"\n")
+    };
+    names.iter().map(table).collect()
+}
+
+/// A connection's last request.
+pub fn last(fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n")
+}
+
 /// What a client got on a connection of its own, from its request to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Got {
@@ -25,7 +49,7 @@ pub enum Got {
     Closed,
     /// A reset without a byte.
     Reset,
-    /// It did not wait for anything.
+    /// It did not wait for anything, or found nobody.
     Left,
 }
 
@@ -74,6 +98,27 @@ pub fn ask(address: SocketAddr, request: &str) -> Got {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes);
     judge(&bytes, end.map_err(|error| error.kind()))
+}
+
+/// The same, where perhaps nobody listens, or soon nobody will: [`Got::Left`] is who found nobody.
+#[track_caller]
+pub fn ask_whoever_listens(address: SocketAddr, request: &str) -> Got {
+    let mut stream = match TcpStream::connect(address) {
+        Ok(stream) => stream,
+        // Refused, or reset in the middle of the handshake.
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{error}");
+            std::thread::park_timeout(Duration::from_millis(2));
+            return Got::Left;
+        }
+    };
+    stream.set_read_timeout(Some(patience())).expect("a socket");
+    let mut bytes = Vec::new();
+    let end = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut bytes));
+    match end.map_err(|error| error.kind()) {
+        Err(ErrorKind::BrokenPipe) if bytes.is_empty() => Got::Reset,
+        end => judge(&bytes, end),
+    }
 }
 
 /// One client that sends its request, waits `pause` and resets its connection.
