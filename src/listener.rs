@@ -381,17 +381,20 @@ impl Accepting {
     async fn accept_last(&self, admission: &Arc<Admission>, serve: &impl Fn(Client, Origin, Place)) {
         let is_tcp = crate::handoff::defer_accept(self.socket.as_fd(), 0).is_ok();
         let end = Instant::now() + if is_tcp { LAST_WORD } else { Duration::ZERO };
+        let mut is_over = false;
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
                     admission.open.fetch_add(1, Ordering::Relaxed);
                     self.give(client, peer, Place(Arc::clone(admission)), serve);
                 }
+                // The last look and the close are one behind the other: who comes between them is reset.
+                Err(Errno::AGAIN) if is_over => return,
                 Err(Errno::AGAIN) => {
                     let more = tokio::time::timeout_at(end, self.socket.readable()).await;
                     match more {
                         Ok(Ok(mut guard)) => guard.clear_ready(),
-                        _ => return,
+                        _ => is_over = true,
                     }
                 }
                 Err(error) if is_exhaustion(error) => tokio::time::sleep(EXHAUSTED_PAUSE).await,

@@ -220,8 +220,8 @@ fn listening(path: &Path, kind: SockType) -> UnixListener {
 async fn hand_over(client: OwnedFd, message: &Message, to: &Daemon, script: impl FnOnce()) -> Result<Taken, SendError> {
     let beat = Beat::default();
     let long = Duration::from_secs(20);
-    let deadlines = Deadlines { connect: long, send: long, acknowledge: DEADLINE };
-    let mut sending = pin!(baton::handoff::send(client, message, to, &deadlines, &beat));
+    let deadlines = Deadlines { head: long, connect: long, send: long, acknowledge: DEADLINE };
+    let mut sending = pin!(baton::handoff::send(client, message, None, to, &deadlines, &beat));
     let first = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
     assert!(first.is_pending(), "the message was sent, and nobody has read it: {first:?}");
     script();
@@ -235,8 +235,8 @@ async fn hand_over(client: OwnedFd, message: &Message, to: &Daemon, script: impl
 async fn crash(client: OwnedFd, message: &Message, to: &Daemon, script: impl FnOnce()) {
     let beat = Beat::default();
     let long = Duration::from_secs(20);
-    let deadlines = Deadlines { connect: long, send: long, acknowledge: long };
-    let mut sending = Box::pin(baton::handoff::send(client, message, to, &deadlines, &beat));
+    let deadlines = Deadlines { head: long, connect: long, send: long, acknowledge: long };
+    let mut sending = Box::pin(baton::handoff::send(client, message, None, to, &deadlines, &beat));
     let first = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
     assert!(first.is_pending(), "{first:?}");
     script();
@@ -287,7 +287,9 @@ fn play(folder: &Path, case: Case, script: &[Act], world: World, late: &[(Vec<Ac
                 let sealed = match unread.seal(ANSWER) {
                     Sealed::Answered => End::Sealed,
                     Sealed::Conflict => End::Conflict,
+                    Sealed::ClientGone if wanted.has_left || after.has_left => End::LeftUnwritten,
                     Sealed::LeftUnwritten => End::LeftUnwritten,
+                    Sealed::ClientGone | Sealed::Reset => panic!("{said}: the client is there, and was sent no head"),
                 };
                 let sealing = World { phase: wanted.phase, ..*after };
                 (sealed, verdict(sealing, |phase| matches!(phase, Phase::Ended(_))))
@@ -448,4 +450,48 @@ fn an_acceptor_that_ends_at_any_step_takes_the_client_or_leaves_it() {
             assert_eq!(heard.expect("it did not leave"), wanted, "{case:?} {until:?}");
         }
     }
+}
+
+/// A daemon has the client by the first byte of a longer stream and writes while the client is being sealed: whatever comes
+/// of it, the code says so.
+#[test]
+fn a_daemon_that_writes_during_the_seal_never_goes_unnoticed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let case = Case { dialect: Dialect::Stream, message: b"some data", tcp: true };
+    let path = folder.path().join("s");
+    let mut counts = BTreeMap::<String, usize>::new();
+    for round in 0..4000_u32 {
+        drop(std::fs::remove_file(&path));
+        let (client, far) = Far::pair(true);
+        let listener = Some(listening(&path, case.kind()));
+        let mut stage = Stage { case, listener, connection: None, client: None, far };
+        let to = Daemon::new(Address::new(&path).expect("a path"), case.dialect, Vec::new());
+        // Reset in the middle of its message, so that there is no deadline to wait for.
+        let result = run(hand_over(client, &Message::new(case.message), &to, || {
+            [Act::Accept, Act::ReadPart, Act::CloseConnection].into_iter().for_each(|act| stage.act(act));
+        }));
+        let Err(SendError::Unread(unread)) = result else { panic!("{result:?}") };
+        let mut client = stage.client.take().expect("taken with the first byte");
+        let begin = std::sync::Barrier::new(2);
+        let sealed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                (0..round % 200).for_each(|_| std::hint::spin_loop());
+                drop(client.write_all(WORD));
+            });
+            begin.wait();
+            unread.seal(ANSWER)
+        });
+        drop((client, stage.listener));
+        let heard = stage.far.heard().expect("it stays");
+        let has = |what: &[u8]| heard.windows(what.len()).any(|window| window == what);
+        match sealed {
+            Sealed::Answered => assert!(heard == ANSWER, "round {round}: {}", String::from_utf8_lossy(&heard)),
+            Sealed::LeftUnwritten => assert!(heard == WORD, "round {round}: {}", String::from_utf8_lossy(&heard)),
+            Sealed::Conflict => assert!(has(ANSWER) && has(WORD), "{}", String::from_utf8_lossy(&heard)),
+            Sealed::ClientGone | Sealed::Reset => panic!("round {round}: the client is there, and was sent no head"),
+        }
+        *counts.entry(format!("{sealed:?}")).or_default() += 1;
+    }
+    println!("{counts:?}");
 }

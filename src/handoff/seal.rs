@@ -6,8 +6,8 @@
 //!
 //! 1. Was it read since? Then the daemon owns the client: nothing is written.
 //! 2. The answer and `shutdown(SHUT_RDWR)`, one behind the other, without waiting for anything.
-//! 3. Was it read between 1 and 2? Then both may have written, and the log must say so. What is written after 2 fails with
-//!    EPIPE, so nothing later can harm the client.
+//! 3. Was it read between 1 and 2, or, where that tells nothing, is more written than our answer? Then both may have written,
+//!    and the log must say so. What is written after 2 fails with EPIPE, so nothing later can harm the client.
 //!
 //! A client that was sent a response's head has no room for an answer. It is reset instead, which only one can do: there
 //! is no 3.
@@ -162,16 +162,17 @@ impl Unread {
         };
         // It fails only where the client has gone.
         let _ = shutdown(client, Shutdown::Both);
+        // A reader of a part has left no other trace.
+        if self.evidence.written.is_some() && !self.evidence.is_ours_alone(self.client.as_fd(), written) {
+            return Sealed::Conflict;
+        }
         if !self.can_be_read() {
             return Sealed::Answered;
         }
         match look(self.connection.as_fd()).map(|looked| self.evidence.verdict(looked)) {
             Ok(Verdict::Unread | Verdict::Untaken) => Sealed::Answered,
-            // A stream's reader that closed, or has stopped within the message.
-            Ok(Verdict::Unknown { .. }) if matches!(self.evidence.delivery, Delivery::Parts) => Sealed::Answered,
-            Ok(Verdict::Unknown { .. }) if self.evidence.is_ours_alone(self.client.as_fd(), written) => {
-                Sealed::Answered
-            }
+            // A stream's reader that closed, or has stopped within the message; a datagram's that died.
+            Ok(Verdict::Unknown { .. }) if self.evidence.written.is_some() => Sealed::Answered,
             Ok(Verdict::Taken | Verdict::Unknown { .. }) | Err(_) => Sealed::Conflict,
         }
     }
