@@ -81,6 +81,9 @@ fn a_head_that_comes_byte_by_byte_runs_out() {
     let line = gateway.log_line(1);
     assert_eq!((line["outcome"].as_str(), &line["status"]), (Some("client-error"), &408.into()), "{line}");
     assert!(line["error"].as_str().is_some_and(|e| e.contains("head_timeout")), "{line}");
+    // One that asks for no body gets none.
+    let answer = drip(&mut gateway.client(), b"HEAD /aaaaaaaaaaaaaaaaaaaa".iter().copied(), Duration::from_millis(50));
+    assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
     // The same pace is no fault of a head that is short enough; nor is the time before its first byte.
     let mut client = gateway.client();
     client.get("/");
