@@ -40,12 +40,16 @@ pub async fn run(gateway: &mut Gateway, begun: Begun<'_>, engine: &Engine, mut t
                 paths = watcher.changed() => Some(paths),
             },
         };
-        if changed.as_deref().is_none_or(|paths| configuration.is_touched_by(paths)) {
+        let is_touched = changed.as_deref().is_none_or(|paths| configuration.is_touched_by(paths));
+        if is_touched {
+            // The policies are read with it, also those that have not settled yet. One that was gone, is back and loaded with
+            // the configuration, and goes again at once would look as if nothing had happened.
+            watcher.report_all();
             let wish = if changed.is_none() { Wish::Operators } else { Wish::Nobodys };
             configuration.reload(gateway, engine, wish).await;
         }
         // Also when the configuration cannot be used: the policies that are in force are another matter.
-        policies(gateway, changed.as_deref()).await;
+        policies(gateway, changed.as_deref().filter(|_| !is_touched)).await;
         watcher.watch(configuration.watched(gateway));
     }
 }

@@ -82,6 +82,11 @@ impl Watcher {
         self.watch_folders();
     }
 
+    /// Takes every file as it is now for reported: whoever calls this reads all of them behind it.
+    pub fn report_all(&mut self) {
+        self.files = self.looks();
+    }
+
     /// Waits until files have changed and settled, and says which. A file that vanished has changed too.
     ///
     /// # Cancel safety
