@@ -188,7 +188,8 @@ fn within(deadlines: &Deadlines, until: Option<Instant>) -> Deadlines {
         connect: deadlines.connect.min(left),
         send: deadlines.send.min(left),
         acknowledge: deadlines.acknowledge.min(left),
-        head: deadlines.head.min(left),
+        // The client's time, not the daemon's.
+        head: deadlines.head,
     }
 }
 

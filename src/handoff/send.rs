@@ -228,9 +228,10 @@ pub async fn send(
     deadlines: &Deadlines,
     beat: &Beat,
 ) -> Result<Taken, SendError> {
-    let head_until = head.as_ref().map(|_| Instant::now() + deadlines.head);
-    if let Some(until) = head_until
-        && let Err(source) = HeadBytes::wait_for_room(client.as_fd(), until).await
+    let has_head = head.is_some();
+    let unwritten = head.filter(|head| !head.is_written()).map(|head| (head, Instant::now() + deadlines.head));
+    if let Some((_, until)) = &unwritten
+        && let Err(source) = HeadBytes::wait_for_room(client.as_fd(), *until).await
     {
         return Err(SendError::ClientGone { source });
     }
@@ -239,11 +240,10 @@ pub async fn send(
         Err((stage, source)) => return Err(SendError::Refused { client, stage, source }),
     };
     let bytes = message.encode();
-    let has_head = head.is_some();
-    if let (Some(head), Some(until)) = (head, head_until) {
+    if let Some((head, until)) = unwritten {
         // Before a head is written, what can be found out must be.
-        if !head.is_written()
-            && kind != SocketKind::Stream
+        if kind != SocketKind::Stream
+            && bytes.len() > stream::FITS_BYTES
             && let Err(source) = make_room_for_packet(connection.as_fd(), bytes.len())
         {
             return Err(SendError::Refused { client, stage: Stage::Send, source });

@@ -12,7 +12,7 @@ use super::super::incoming::{Arrived, Buffer, ReceiveError, Step};
 
 /// Up to here a message fits into a send buffer of the default size, whatever the kernel adds for each of its parts.
 #[cfg(feature = "gateway")]
-const FITS_BYTES: usize = 64 << 10;
+pub(in super::super) const FITS_BYTES: usize = 64 << 10;
 
 /// Raises the send buffer as far as it is allowed, so that a large message goes out in one piece if it can.
 #[cfg(feature = "gateway")]
