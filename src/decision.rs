@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// A header field: name in lower case, value in raw bytes without CR, LF or NUL.
+/// A header field: name in lower case, value in raw bytes without control characters but tabs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Lower case token (RFC 9110 §5.1).

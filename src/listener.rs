@@ -14,6 +14,7 @@
 //!
 //! System calls: socket(2), setsockopt(2), bind(2), listen(2), accept4(2), getsockname(2), unlink(2).
 
+use std::collections::VecDeque;
 use std::fs::Metadata;
 use std::io;
 use std::net::SocketAddr;
@@ -47,6 +48,9 @@ const DEFER_SECONDS: i32 = 1;
 /// How long accepting goes on at its end, for clients that have connected and said nothing: by then the kernel has asked
 /// them again (a second after their first packet, RFC 6298 §2) and put them into the queue.
 const LAST_WORD: Duration = Duration::from_millis(1250);
+/// How long before the listener closes nobody can connect any more; who has begun to, within as much of a round trip, ends up
+/// in the queue before the last look at it.
+const LAST_CALL: Duration = Duration::from_millis(200);
 /// Descriptors kept free for what clients already accepted need: daemons, files.
 const DESCRIPTOR_RESERVE: usize = 64;
 
@@ -303,6 +307,15 @@ pub struct Accept {
     local: Option<Arc<str>>,
 }
 
+/// What is done at the end of accepting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Nobody can connect any more.
+    Shut,
+    /// The queue is looked at for the last time.
+    LookOnce,
+}
+
 /// Why accepting stopped for now.
 #[derive(Debug)]
 enum Pause {
@@ -375,26 +388,35 @@ impl Accepting {
 
     /// Accepts whoever has connected already. A client that has not said anything is not in the queue yet, would not be told
     /// of the end, and would be reset when it speaks: so the kernel is told to defer no more, and gets the time to bring
-    /// it. Who connects meanwhile is served too.
+    /// it. Who connects meanwhile is served too. Who would come between the last look and the close would be reset as well:
+    /// so at last nobody can connect any more, and finds the next gateway, or none, with the next try of its kernel.
     ///
     /// Beyond the maximum if need be: a place that is never free would be a client that is never answered.
     async fn accept_last(&self, admission: &Arc<Admission>, serve: &impl Fn(Client, Origin, Place)) {
         let is_tcp = crate::handoff::defer_accept(self.socket.as_fd(), 0).is_ok();
-        let end = Instant::now() + if is_tcp { LAST_WORD } else { Duration::ZERO };
-        let mut is_over = false;
+        let mut steps = VecDeque::new();
+        if is_tcp {
+            let end = Instant::now() + LAST_WORD;
+            steps.extend([(end - LAST_CALL, Step::Shut), (end, Step::LookOnce)]);
+        }
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
                     admission.open.fetch_add(1, Ordering::Relaxed);
                     self.give(client, peer, Place(Arc::clone(admission)), serve);
                 }
-                // The last look and the close are one behind the other: who comes between them is reset.
-                Err(Errno::AGAIN) if is_over => return,
                 Err(Errno::AGAIN) => {
-                    let more = tokio::time::timeout_at(end, self.socket.readable()).await;
-                    match more {
+                    let Some(&(until, step)) = steps.front() else { return };
+                    match tokio::time::timeout_at(until, self.socket.readable()).await {
                         Ok(Ok(mut guard)) => guard.clear_ready(),
-                        _ => is_over = true,
+                        _ => {
+                            steps.pop_front();
+                            if step == Step::Shut
+                                && let Err(error) = crate::handoff::ignore_newcomers(self.socket.as_fd())
+                            {
+                                tracing::debug!(listener = %self.name, %error, "who connects in the last moment is reset");
+                            }
+                        }
                     }
                 }
                 Err(error) if is_exhaustion(error) => tokio::time::sleep(EXHAUSTED_PAUSE).await,

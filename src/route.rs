@@ -48,21 +48,21 @@ pub enum PathPattern {
 impl HostPattern {
     /// Reads `example.org` or `*.example.org`.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let (name, pattern): (&str, fn(String) -> Self) = match text.strip_prefix('*') {
-            Some(rest) if rest.starts_with('.') => (rest, Self::Below),
-            Some(_) => return Err("a wildcard is written *.example.org"),
-            None => (text, Self::Exact),
+        let (is_wildcard, name) = match text.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None if text.starts_with('*') => return Err("a wildcard is written *.example.org"),
+            None => (false, text),
         };
-        if name.trim_matches('.').is_empty() || name.contains(['*', '/', ' ', '@']) {
-            return Err("no host name");
+        let has_port = |name: &str| {
+            let port = name.rsplit_once(':').filter(|_| !name.ends_with(']')).map(|(_, port)| port);
+            port.is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
+        };
+        match crate::http::target::host(name) {
+            Some(host) if is_wildcard => Ok(Self::Below(format!(".{host}"))),
+            Some(host) => Ok(Self::Exact(host.into_owned())),
+            None if has_port(name) => Err("a route's host has no port"),
+            None => Err("no host name"),
         }
-        if name
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| !name.ends_with(']') && port.bytes().all(|b| b.is_ascii_digit()))
-        {
-            return Err("a route's host has no port");
-        }
-        Ok(pattern(name.to_ascii_lowercase()))
     }
 
     fn matches(&self, host: &str) -> bool {
@@ -243,9 +243,12 @@ mod tests {
         for path in ["a", "", "=a", "//", "/a/../b", "/%61", "/%zz", "/a b", "/a?b", "/é", "/a#b"] {
             assert!(PathPattern::parse(path).is_err(), "{path}");
         }
-        for host in ["", "*", "*x", "a b", "a:80", "*."] {
+        for host in ["", "*", "*x", "a b", "a:80", "*.", "example.org.", "a,b", "a%2eb", "a..b", ".a", "*.[::1]:80"] {
             assert!(HostPattern::parse(host).is_err(), "{host}");
         }
-        assert_eq!(HostPattern::parse("[::1]"), Ok(HostPattern::Exact("[::1]".into())));
+        for host in ["[::1]", "[0::1]"] {
+            assert_eq!(HostPattern::parse(host), Ok(HostPattern::Exact("[::1]".into())));
+        }
+        assert_eq!(HostPattern::parse("*.Example.org"), Ok(HostPattern::Below(".example.org".into())));
     }
 }

@@ -298,3 +298,26 @@ fn picture(browser: &browser::Browser, name: &str) {
     let Some(folder) = std::env::var_os("BATON_TEST_PICTURES") else { return };
     fs::write(Path::new(&folder).join(format!("{name}.png.base64")), browser.screenshot()).expect("written");
 }
+
+/// Whatever the demo was started with, its daemon has 0, 1 and 2 and what it opens itself.
+#[test]
+fn its_daemon_inherits_nothing_but_0_1_and_2() {
+    let temporary = folder();
+    let mut child = Command::new("sh")
+        .args(["-c", "exec 9</etc/hostname; exec \"$0\" demo --listen 127.0.0.1:0"])
+        .arg(baton().get_program())
+        .env("TMPDIR", temporary.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let stdout = Lines::read(child.stdout.take().expect("piped"));
+    let line = stdout.wait(0, &["the streaming daemon is process"]);
+    let daemon: u32 = line.rsplit(' ').next().and_then(|pid| pid.trim_end_matches('.').parse().ok()).expect("a number");
+    let open = fs::read_dir(format!("/proc/{daemon}/fd")).expect("it runs").flatten();
+    let open: Vec<_> = open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it runs");
+    child.wait().expect("ours");
+    assert!(!open.contains(&PathBuf::from("/etc/hostname")), "{open:?}");
+}

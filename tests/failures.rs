@@ -16,7 +16,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use support::load::{self, Got, Tally, configuration, last, targets};
-use support::{Daemon, Gateway, Ledger, eventually, folder};
+use support::{Daemon, Gateway, Ledger, Lines, eventually, example, folder};
 
 /// So many of each.
 const COUNT: usize = 10_000;
@@ -296,6 +296,44 @@ fn limit(gateway: &Gateway, descriptors: usize) {
     let pid = gateway.child.id().to_string();
     let limit = format!("--nofile={descriptors}:");
     assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().expect("util-linux").success());
+}
+
+/// A daemon of the library's that is out of descriptors leaves clients where they can be answered.
+#[test]
+fn ten_thousand_find_their_daemon_without_descriptors() {
+    let gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &targets(&[("chat", "auto")])));
+    let before = Before::of(&gateway, AT_ONCE);
+    let mut daemon = Command::new("sh")
+        .args(["-c", "ulimit -n 20; exec \"$0\" \"$@\""])
+        .arg(example("daemon"))
+        .arg(gateway.path("chat.sock"))
+        .args(["--interval", "0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let (out, said) = (daemon.stdout.take().expect("piped"), daemon.stderr.take().expect("piped"));
+    let (out, said) = (Lines::read(out), Lines::read(said));
+    out.wait(0, &["ready"]);
+    let tally = load::clients(COUNT, AT_ONCE, |_| {
+        let mut client = gateway.client();
+        client.send(last(""));
+        let text = client.rest();
+        match &*text {
+            "" => Got::Closed,
+            _ => {
+                assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("event: done\ndata: {}\n\n"), "{text}");
+                Got::Daemon
+            }
+        }
+    });
+    let dropped = said.count();
+    drop(daemon.kill());
+    drop(daemon.wait());
+    assert_eq!((tally.of(Got::Daemon), dropped), (COUNT, 0), "{tally:?}");
+    check_outcomes(&before.lines(COUNT), &[("handed-off", COUNT)]);
+    before.is_restored("EMFILE in the daemon");
 }
 
 /// Descriptors on their way count against their sender's limit (unix(7)): a daemon that reads nothing takes that room away

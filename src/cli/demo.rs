@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::gateway::StartError;
-use crate::handoff::{Acceptor, Dialect, Handoff, Options};
+use crate::handoff::{Acceptor, Dialect, Handoff, Options, close_on_exec_beyond_stderr};
 
 const CONFIGURATION: &str = include_str!("../../examples/quickstart/baton.toml");
 const PAGE: &str = include_str!("../../examples/quickstart/page.html");
@@ -128,6 +128,7 @@ struct DaemonProcess {
 
 impl DaemonProcess {
     fn start(socket: &Path) -> anyhow::Result<Self> {
+        close_on_exec_beyond_stderr().context("cannot keep descriptors from the daemon")?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg("demo-daemon")
             .arg(socket)

@@ -413,8 +413,8 @@ impl<'a> Resolver<'a> {
                 self.fault(&key, "no field name");
             } else if is_framing(name) {
                 self.fault(&key, "the gateway writes this field itself");
-            } else if value.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-                self.fault(&key, "a line break or NUL in a value");
+            } else if value.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
+                self.fault(&key, "a control character in a value");
             } else {
                 fields.push(Field { name: name.to_ascii_lowercase(), value: value.clone().into_bytes() });
             }

@@ -9,6 +9,7 @@
 //! | `ioctl(SIOCOUTQ)` (unix(7), tcp(7)) | how much of what was sent is still unread |
 //! | `getsockopt(TCP_INFO)` (tcp(7)) | how many bytes anybody has ever written into a client |
 //! | `setsockopt(TCP_DEFER_ACCEPT)` (tcp(7)) | clients are accepted when they have said something |
+//! | `setsockopt(SO_ATTACH_FILTER)` (socket(7)) | nobody connects in the moment in which a listener closes |
 //! | `close_range(CLOSE_RANGE_CLOEXEC)` | programs that are started get no descriptor by accident |
 //!
 //! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
@@ -193,11 +194,7 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
 /// What setsockopt(2) says.
 #[cfg(feature = "gateway")]
 pub fn defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
-    let (level, name, length) =
-        (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: the descriptor is open, and the kernel reads an integer of that length from a pointer to one.
-    let result = unsafe { libc::setsockopt(listener.as_raw_fd(), level, name, (&raw const seconds).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
 }
 
 /// Registers a socket with the reactor of the runtime that this is called in; dropping the result, or taking the socket
@@ -210,6 +207,37 @@ pub fn watch(socket: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (O
     // SAFETY: the socket stays open, and its number the same, as long as the registration: both are the AsyncFd's, which
     // drops the registration first, and an OwnedFd cannot be made to name another descriptor through a shared reference.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(|error| error.into_parts())
+}
+
+/// Makes a TCP listener deaf to first segments, as if they were lost on their way (SO_ATTACH_FILTER, socket(7)): whoever is in
+/// the middle of connecting comes through, and nobody new does.
+///
+/// # Errors
+/// What setsockopt(2) says.
+#[cfg(feature = "gateway")]
+pub fn ignore_newcomers(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS_OFFSET: u32 = 13;
+    const SYN: u32 = 0x02;
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    // Of the segment, from its TCP header on: its flags; with SYN among them, nothing of it is kept, else all.
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS_OFFSET),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// setsockopt(2) with a value of the type that the option takes.
+#[cfg(feature = "gateway")]
+fn set_option<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel reads `length` bytes from a pointer to as many. The two callers give it
+    // an integer, and a program whose pointer and length are those of an array that outlives the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const *value).cast(), length) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec, those that this process was started with included: what it starts

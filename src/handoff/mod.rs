@@ -132,7 +132,7 @@ mod send;
 pub use address::{Address, AddressError};
 pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
 #[cfg(feature = "gateway")]
-pub use ancillary::{defer_accept, watch};
+pub use ancillary::{defer_accept, ignore_newcomers, watch};
 #[cfg(feature = "gateway")]
 pub use beat::Beat;
 pub use client::close_gracefully;

@@ -25,8 +25,9 @@ use super::resolved::Resolved;
 
 /// Connections whose message has not arrived yet, at most; more wait in the backlog.
 const INCOMING_MAX: usize = 64;
-/// How long nothing is accepted after this process has run out of descriptors or memory.
-const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing is accepted or read after this process has run out of descriptors or memory: far less than a gateway
+/// waits for its message to be read.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
 
 /// How an [`Acceptor`] listens and whom it believes.
 #[derive(Clone, Debug)]
@@ -161,7 +162,7 @@ impl Acceptor {
                 self.incoming.clear();
                 return Ok(None);
             }
-            if let Some(handoff) = self.read_on() {
+            if let Some(handoff) = self.read_on_if_possible()? {
                 return Ok(Some(handoff));
             }
             if ready.listener && self.dialect == Dialect::Datagram {
@@ -171,7 +172,7 @@ impl Acceptor {
             } else if ready.listener {
                 self.accept_one()?;
                 // Whoever hands over sends at once: mostly the message is there already.
-                if let Some(handoff) = self.read_on() {
+                if let Some(handoff) = self.read_on_if_possible()? {
                     return Ok(Some(handoff));
                 }
             }
@@ -216,6 +217,19 @@ impl Acceptor {
         None
     }
 
+    /// Reads from everybody, unless there is no descriptor for a client: then it waits a little. A message that is read
+    /// while none is free arrives without its client, who is closed for ever, and its reading has told the gateway that the
+    /// client is ours.
+    fn read_on_if_possible(&mut self) -> io::Result<Option<Handoff>> {
+        if self.incoming.is_empty() {
+            return Ok(None);
+        }
+        match self.has_room() {
+            Ok(()) => Ok(self.read_on()),
+            Err(error) => self.pause_if_exhausted(error).map(|()| None),
+        }
+    }
+
     /// Reads what waits in a datagram socket, until one is a client.
     fn read_datagrams(&mut self) -> io::Result<Option<Handoff>> {
         loop {
@@ -237,11 +251,6 @@ impl Acceptor {
             Ok((connection, _)) => OwnedFd::from(connection),
             Err(error) => return self.pause_if_exhausted(error),
         };
-        if let Err(error) = self.has_room() {
-            // Closed unread, it goes elsewhere; read, its client would be cut off the message and lost.
-            drop(connection);
-            return self.pause_if_exhausted(error);
-        }
         let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
         if self.allow_uids.contains(&peer.uid()) {
             self.incoming.push(Incoming::new(connection, Instant::now() + self.options.receive_timeout));

@@ -11,4 +11,4 @@ pub mod head;
 pub mod naive;
 pub mod path;
 pub mod response;
-mod target;
+pub mod target;

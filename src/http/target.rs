@@ -106,6 +106,14 @@ pub(super) fn authority(text: &[u8]) -> Result<Cow<'_, str>, HeadError> {
     Ok(if upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) })
 }
 
+/// A host without a port, spelt as requests have it when they are looked up: lower case, without the dot that may end a
+/// name, an IPv6 address in its shortest form. `None`: no request can have it.
+pub fn host(text: &str) -> Option<Cow<'_, str>> {
+    let host = authority(text.as_bytes()).ok()?;
+    let has_port = if host.starts_with('[') { !host.ends_with(']') } else { host.contains(':') };
+    (!has_port && !host.ends_with('.')).then_some(host)
+}
+
 /// What may stand behind the colon: nothing, or a number that everybody reads as the same.
 fn is_port(text: &str) -> bool {
     let is_number = text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));

@@ -1,7 +1,7 @@
 //! The contract of `wit/policy.wit` as Rust types, and the one place where a guest's values become ours.
 //!
 //! A decision that comes out of here can be used as it is: names are lower-case tokens, nothing that goes onto the wire
-//! carries CR, LF or NUL, statuses are those of final answers, and framing fields are gone, because framing is the
+//! carries a control character, statuses are those of final answers, and framing fields are gone, because framing is the
 //! gateway's. Generated names do not leave this folder.
 
 use std::time::Duration;
@@ -109,7 +109,7 @@ fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
         if is_framing(&name) {
             continue;
         }
-        if value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+        if value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t') {
             return Err(BadValue::FieldValue { name });
         }
         fields.push(Field { name, value });
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn nothing_can_break_a_line_on_the_wire() {
-        for value in [&b"a\r"[..], b"a\nb", b"\0"] {
+        for value in [&b"a\r"[..], b"a\nb", b"\0", b"\x1b[2J", b"a\x7f"] {
             let decided = decision(respond(200, vec![field("a", value)]), 1 << 20);
             assert_eq!(decided, Err(BadValue::FieldValue { name: "a".into() }));
         }

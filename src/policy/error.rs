@@ -127,7 +127,7 @@ pub enum BadValue {
         name: String,
     },
     /// A field value that would break the line.
-    #[error("value of field {name} contains CR, LF or NUL")]
+    #[error("value of field {name} contains a control character")]
     FieldValue {
         /// The field.
         name: String,
