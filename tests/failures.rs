@@ -14,9 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::load::{self, Got, Tally, configuration, last, targets};
-use support::{Daemon, Gateway, Ledger, Lines, eventually, example, folder};
+use support::{Daemon, Gateway, Ledger, Lines, baton, eventually, example, folder};
 
 /// So many of each.
 const COUNT: usize = 10_000;
@@ -283,6 +285,40 @@ fn ten_thousand_find_the_gateway_without_descriptors() {
     limit(&gateway, 1000);
     assert_eq!(load::ask(gateway.address(), &last("")), Got::Daemon);
     before.is_restored("EMFILE");
+}
+
+/// Whether a datagram's receiver lives is asked without another descriptor: one that has read it owns the client, however
+/// few the gateway has left, and is the only one that answers.
+#[test]
+fn a_datagram_that_is_read_while_the_gateway_has_no_descriptor_is_the_daemons() {
+    let target = "[target.datagram]\nsockets = [\"DIR/datagram.sock\"]\ndialect = \"datagram\"\n\
+                  [[route]]\npath = \"/datagram\"\ndefault = { handoff = \"datagram\" }\n";
+    let gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", target));
+    let go = gateway.path("go");
+    let answer =
+        format!("until test -e {}; do sleep 0.01; done; printf 'HTTP/1.1 200 OK\\r\\n\\r\\nyes'", go.display());
+    let mut daemon = baton()
+        .arg("receive")
+        .arg(gateway.path("datagram.sock"))
+        .args(["--dialect", "datagram", "--", "sh", "-c", &answer])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let signal = |signal| kill(Pid::from_raw(daemon.id().cast_signed()), signal).expect("it runs");
+    eventually("its socket", || gateway.path("datagram.sock").exists().then_some(()));
+    signal(Signal::SIGSTOP);
+    let before = gateway.descriptors();
+    let mut client = gateway.client();
+    client.send("GET /datagram HTTP/1.1\r\nHost: x\r\n\r\n");
+    // The client, the socket that its message was sent on, and the file of the one that it was sent to.
+    eventually("it is sent", || (gateway.descriptors() >= before + 3).then_some(()));
+    limit(&gateway, lowest_free(&gateway));
+    signal(Signal::SIGCONT);
+    assert_eq!(gateway.log_line(1)["outcome"], "handed-off");
+    fs::write(&go, "").expect("a folder");
+    assert_eq!(client.rest(), "HTTP/1.1 200 OK\r\n\r\nyes");
+    daemon.kill().expect("it runs");
+    drop(daemon.wait());
 }
 
 /// The lowest number that no open descriptor has: the next one's.

@@ -83,10 +83,10 @@ impl Evidence {
         self.has_head
     }
 
-    /// What a look means in this message's case.
-    pub(super) fn verdict(&self, look: Look) -> Verdict {
+    /// What a look at its connection means in this message's case.
+    pub(super) fn verdict(&self, look: Look, connection: BorrowedFd<'_>) -> Verdict {
         match (look, &self.delivery) {
-            (Look::Read, Delivery::Datagram(receiver)) if !datagram::is_alive(receiver) => {
+            (Look::Read, Delivery::Datagram(receiver)) if !datagram::is_alive(receiver, connection) => {
                 Verdict::Unknown { can_be_read: false }
             }
             (Look::Read, _) => Verdict::Taken,
@@ -169,7 +169,8 @@ impl Unread {
         if !self.can_be_read() {
             return Sealed::Answered;
         }
-        match look(self.connection.as_fd()).map(|looked| self.evidence.verdict(looked)) {
+        let connection = self.connection.as_fd();
+        match look(connection).map(|looked| self.evidence.verdict(looked, connection)) {
             Ok(Verdict::Unread | Verdict::Untaken) => Sealed::Answered,
             // A stream's reader that closed, or has stopped within the message; a datagram's that died.
             Ok(Verdict::Unknown { .. }) if self.evidence.written.is_some() => Sealed::Answered,
@@ -197,8 +198,9 @@ impl Unread {
     /// Looks again, if anything can have changed.
     fn is_still_ours(&mut self) -> bool {
         if self.can_be_read() {
-            match look(self.connection.as_fd()) {
-                Ok(looked) => self.verdict = self.evidence.verdict(looked),
+            let connection = self.connection.as_fd();
+            match look(connection) {
+                Ok(looked) => self.verdict = self.evidence.verdict(looked, connection),
                 Err(_) => return false,
             }
         }

@@ -398,7 +398,7 @@ impl Sent {
     /// Says who owns the client, from what was seen.
     fn judge(self, looked: nix::Result<Look>) -> Result<Taken, SendError> {
         let verdict = match looked {
-            Ok(look) => self.evidence.verdict(look),
+            Ok(look) => self.evidence.verdict(look, self.connection.as_fd()),
             Err(error) => return Err(SendError::Unanswered { source: error.into() }),
         };
         match verdict {
@@ -429,7 +429,7 @@ impl Sent {
 
     /// Unread at the deadline, or not waited for.
     fn unread(self) -> SendError {
-        let verdict = self.evidence.verdict(Look::Unread);
+        let verdict = self.evidence.verdict(Look::Unread, self.connection.as_fd());
         self.unsettled(verdict, io::ErrorKind::TimedOut.into())
     }
 

@@ -6,22 +6,19 @@
 //! whether the receiver lives *afterwards*. A socket that is closed is taken out of the kernel's table first and gives its
 //! queue up then (unix_release_sock), so one that can still be connected to had not given up anything when the count was
 //! taken. The sender therefore keeps the file of the socket that it has sent to (O_PATH), and asks that very socket by
-//! connecting another to it: whatever stands at the path by then is not asked.
+//! connecting to it once more: whatever stands at the path by then is not asked. It connects the socket that it has sent
+//! with, because there may be no descriptor for another, and a daemon that lives would be taken for dead.
 
-#[cfg(feature = "gateway")]
-use std::os::fd::AsFd as _;
 use std::os::fd::BorrowedFd;
 
 use super::super::incoming::{Arrived, Buffer, ReceiveError, Step};
 #[cfg(feature = "gateway")]
 use super::super::resolved::Resolved;
-#[cfg(feature = "gateway")]
-use super::SocketKind;
 
-/// Whether the socket still has its queue; `false` also where that cannot be found out.
+/// Whether the socket that `connection` has sent to still has its queue; `false` also where that cannot be found out.
 #[cfg(feature = "gateway")]
-pub(in super::super) fn is_alive(receiver: &Resolved) -> bool {
-    SocketKind::Datagram.socket().is_ok_and(|asking| receiver.connect(asking.as_fd()).is_ok())
+pub(in super::super) fn is_alive(receiver: &Resolved, connection: BorrowedFd<'_>) -> bool {
+    receiver.connect(connection).is_ok()
 }
 
 /// Reads one datagram; `false` when none is there. One without bytes is one all the same.
