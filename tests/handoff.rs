@@ -32,7 +32,9 @@ fn configuration(gateway: &str, handoff: &str, targets: &str) -> String {
 /// One target `chat` on the socket `d.sock`, of that dialect; nothing but the daemon ends a wait.
 fn gateway(dialect: &str) -> Gateway {
     let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n");
-    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &target))
+    // A head that comes byte by byte, each seen to be taken, takes its time on a busy machine.
+    let limits = "[limits]\nhead_timeout = \"60s\"\n";
+    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{limits}{target}")))
 }
 
 /// A path below `/hand` that nobody else asks for, so that its line of the access log can be found.
@@ -306,7 +308,8 @@ fn unread_at_the_gateway(client: &Client) -> Option<u64> {
         let is_it = fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own) && fields[9] != "0";
         is_it.then(|| fields[4].split_once(':').and_then(|(_, queue)| u64::from_str_radix(queue, 16).ok()))?
     };
-    table.lines().find_map(of)
+    // The table can be long: thousands of connections wait out their time in it.
+    table.lines().filter(|line| line.contains(&own)).find_map(of)
 }
 
 /// Each split is one that the gateway has seen: the rest is sent when it has taken the first part of the head, or when the

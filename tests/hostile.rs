@@ -264,7 +264,7 @@ fn no_log_at_any_level_has_a_secret_in_it() {
                 "x-target: gone\r\nx-data: 5ecret-data\r\n",
                 "x-target: deaf\r\nx-data: 5ecret-data\r\n",
                 "x-target: nobody\r\nx-data: 5ecret-data\r\n",
-                &format!("x-data: {long}\r\n"),
+                &format!("x-target: taken\r\nx-data: {long}\r\n"),
                 "x-head: 1\r\nx-data: 5ecret-data\r\n",
                 "x-data: 5ecret-data\r\nbad field: 5ecret-extra\r\n",
                 "Transfer-Encoding: 5ecret-extra\r\n",

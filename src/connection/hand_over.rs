@@ -25,6 +25,11 @@ const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_se
 /// The same while the gateway drains.
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
+/// Why a client was ended that no daemon is known to have.
+const UNREAD: &str = "unread at the deadline (ack_timeout)";
+/// The same, where a daemon may have had it without writing to it.
+const UNKNOWN: &str = "read in part, or lost with its receiver; nobody had written";
+
 /// Why no daemon took a client that is still ours.
 enum Refused {
     Forbidden,
@@ -209,11 +214,12 @@ impl Serving<'_> {
                     break;
                 }
                 Err(SendError::Unread(unread)) => {
+                    let reason = if unread.is_fate_unknown() { UNKNOWN } else { UNREAD };
                     if written.is_some() {
-                        self.sealed(unread.reset(), 0, target, request);
+                        self.sealed(unread.reset(), reason, 0, target, request);
                     } else {
                         let answer = state.encode_last(&self.unavailable(request));
-                        self.sealed(unread.seal(&answer), answer.len(), target, request);
+                        self.sealed(unread.seal(&answer), reason, answer.len(), target, request);
                     }
                     return None;
                 }
@@ -269,25 +275,30 @@ impl Serving<'_> {
     }
 
     /// `answer_bytes` is the length of a 503.
-    fn sealed(&mut self, sealed: Sealed, answer_bytes: usize, target: &Target, request: &Request) {
+    fn sealed(
+        &mut self,
+        sealed: Sealed,
+        reason: &'static str,
+        answer_bytes: usize,
+        target: &Target,
+        request: &Request,
+    ) {
         let (request, target_name) = (request.id, target.name());
         let answered = (Some(503), answer_bytes as u64);
         let (outcome, (status, bytes), error) = match sealed {
-            Sealed::Answered => (Outcome::Refused, answered, "unread at the deadline (ack_timeout)"),
-            Sealed::ClientGone => (Outcome::ClientGone, (None, 0), "unread, and the client has gone"),
+            Sealed::Answered => (Outcome::Refused, answered, reason.to_owned()),
+            Sealed::ClientGone => (Outcome::ClientGone, (None, 0), format!("{reason}; the client has gone")),
             // Both may have written. That cannot be undone, so it is said loudly.
-            Sealed::Conflict => (Outcome::Unanswered, answered, "conflict: read while it was answered"),
-            Sealed::LeftUnwritten => (Outcome::Unanswered, (None, 0), "fate unknown: closed unwritten"),
-            Sealed::Reset => {
-                (Outcome::Refused, (None, 0), "unread at the deadline (ack_timeout); reset behind the response's head")
-            }
+            Sealed::Conflict => (Outcome::Unanswered, answered, "conflict: read while it was answered".to_owned()),
+            Sealed::LeftUnwritten => (Outcome::Unanswered, (None, 0), "fate unknown: closed unwritten".to_owned()),
+            Sealed::Reset => (Outcome::Refused, (None, 0), format!("{reason}; reset behind the response's head")),
         };
         match sealed {
             Sealed::Conflict => tracing::error!(%request, target_name, error, "handoff"),
             _ => tracing::warn!(%request, target_name, error, "no daemon took the client"),
         }
         self.line.set(|r| {
-            (r.outcome, r.error) = (outcome, Some(error.to_owned()));
+            (r.outcome, r.error) = (outcome, Some(error));
             r.status = status.or(r.status);
             r.bytes_out += bytes;
         });

@@ -3,15 +3,16 @@
 //! First when the worker has nothing else to do. A daemon that was just woken reads at once when it gets a processor, so
 //! the worker offers its own (sched_yield(2)) and then looks: most messages are read by then, and epoll is never told of
 //! their connections. Going to sleep would have given the processor away as well. Where the daemon has a processor of its
-//! own, nothing is read so soon; the worker notices and stops offering, but for a try now and then.
+//! own, nothing is read so soon; where others compute, the processor is gone for a whole slice. The worker notices both and
+//! stops offering, but for a try now and then.
 //!
 //! What is unread then is watched. Of the end of a connection epoll tells; that a message was read while the daemon keeps
 //! the connection open, and that a deadline has passed, is found out by looking now and then. A timer for each handoff
 //! would be set and cleared thousands of times a second, so all of a worker's share one beat, which stands still while
 //! nobody waits.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -23,6 +24,13 @@ const TRUST_MAX: u32 = 16;
 
 /// Every so many handoffs a pause is tried all the same.
 const TRY_INTERVAL: u32 = 64;
+
+/// The same, at most: it doubles with each try that comes back late.
+const TRY_INTERVAL_MAX: u32 = 8192;
+
+/// A processor that comes back later than this went to somebody who computes, not to somebody who reads: the scheduler's
+/// slices last some milliseconds.
+const YIELD_MAX: Duration = Duration::from_millis(1);
 
 /// One worker's beat. Its driver is [`Beat::run`]; without it nobody who waits is ever woken.
 #[derive(Debug, Default)]
@@ -36,8 +44,12 @@ pub struct Beat {
     has_rests: bool,
     /// How likely it is that a pause is long enough: 0 to [`TRUST_MAX`].
     trust: AtomicU32,
-    /// How many pauses were not made because it is not.
+    /// How many pauses were not made because it is not, since the last try.
     refrained: AtomicU32,
+    /// After how many of them the next try is due.
+    try_interval: AtomicU32,
+    /// Whether the processor that was offered last came back late.
+    was_late: AtomicBool,
 }
 
 /// What a pause turned out to be.
@@ -67,7 +79,8 @@ impl Beat {
 
     /// A beat whose worker says when it has nothing else to do ([`Beat::rest`]).
     pub fn with_rests() -> Self {
-        Self { has_rests: true, trust: AtomicU32::new(TRUST_MAX), ..Self::default() }
+        let (trust, try_interval) = (AtomicU32::new(TRUST_MAX), AtomicU32::new(TRY_INTERVAL));
+        Self { has_rests: true, trust, try_interval, ..Self::default() }
     }
 
     /// To be called by the worker's thread whenever it is about to sleep: offers the processor to whoever may read what was
@@ -76,7 +89,9 @@ impl Beat {
         if self.fresh.load(Ordering::Relaxed) == 0 {
             return;
         }
+        let began = Instant::now();
         std::thread::yield_now();
+        self.came_back(began.elapsed());
         self.look();
     }
 
@@ -101,13 +116,32 @@ impl Beat {
     }
 
     fn is_try(&self) -> bool {
-        self.refrained.fetch_add(1, Ordering::Relaxed) % TRY_INTERVAL == TRY_INTERVAL - 1
+        let is_due = self.refrained.fetch_add(1, Ordering::Relaxed) + 1 >= self.try_interval.load(Ordering::Relaxed);
+        if is_due {
+            self.refrained.store(0, Ordering::Relaxed);
+        }
+        is_due
+    }
+
+    /// Takes note of how long the processor was away.
+    fn came_back(&self, after: Duration) {
+        let is_late = after > YIELD_MAX;
+        self.was_late.store(is_late, Ordering::Relaxed);
+        if is_late {
+            // The first time, it may have been chance.
+            let is_try = self.trust.swap(0, Ordering::Relaxed) == 0;
+            let interval = self.try_interval.load(Ordering::Relaxed) * if is_try { 2 } else { 1 };
+            self.try_interval.store(interval.min(TRY_INTERVAL_MAX), Ordering::Relaxed);
+        } else {
+            self.try_interval.store(TRY_INTERVAL, Ordering::Relaxed);
+        }
     }
 
     /// Takes note of whether a pause was long enough for a message to be read.
     pub(super) fn learn(&self, pause: Pause) {
         let trust = self.trust.load(Ordering::Relaxed);
         let trust = match pause {
+            _ if self.was_late.load(Ordering::Relaxed) => 0,
             // Tries are rare: one that succeeds says that things have changed.
             Pause::LongEnough if trust == 0 => TRUST_MAX,
             Pause::LongEnough => (trust + 1).min(TRUST_MAX),
@@ -165,5 +199,23 @@ mod tests {
             beat.learn(Pause::TooShort);
         }
         assert!(!pauses().await);
+    }
+
+    #[tokio::test]
+    async fn a_processor_that_comes_back_late_is_offered_ever_more_rarely() {
+        let beat = Beat::with_rests();
+        let refrained = || {
+            beat.came_back(YIELD_MAX + Duration::from_nanos(1));
+            beat.learn(Pause::LongEnough);
+            (1..).find(|_| beat.trust.load(Ordering::Relaxed) > 0 || beat.is_try())
+        };
+        let intervals: Vec<_> = (0..10).map(|_| refrained()).collect();
+        assert_eq!(intervals, [64, 128, 256, 512, 1024, 2048, 4096, 8192, 8192, 8192].map(Some));
+        beat.came_back(YIELD_MAX);
+        beat.learn(Pause::LongEnough);
+        assert_eq!(
+            (beat.trust.load(Ordering::Relaxed), beat.try_interval.load(Ordering::Relaxed)),
+            (TRUST_MAX, TRY_INTERVAL)
+        );
     }
 }

@@ -3,7 +3,8 @@
 //! From its first byte on the client can be given to a daemon or be reset, and nothing else: a clean end would make an
 //! empty body look whole. So the socket is set to reset when it is closed (SO_LINGER of no time, socket(7)) before that
 //! byte is written, which covers also a gateway that is cut or killed; and set back before the descriptor goes, because
-//! the setting belongs to the open file and the daemon's close must not reset.
+//! the setting belongs to the open file and the daemon's close must not reset. A gateway that is cut or killed from then
+//! on, with the message unread, leaves a client whose end looks clean if the daemon dies unread as well.
 //!
 //! System calls: poll, setsockopt(SO_LINGER) twice, send; connect(AF_UNSPEC) for a reset that others' copies of the socket
 //! cannot prevent.
@@ -18,8 +19,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, send, setsockopt, shutdown, sockopt};
 use tokio::time::{Instant, sleep_until};
 
-/// How often a client that takes nothing is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// When a client that takes nothing is looked at again; later each time.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(5);
+/// At most so late.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(100);
 
 /// A response's head as it goes onto the wire, and how much of it the client has been sent.
 #[derive(Debug)]
@@ -49,10 +52,11 @@ impl HeadBytes {
     /// # Errors
     /// `TimedOut`, or what poll(2) says.
     pub(super) async fn wait_for_room(client: BorrowedFd<'_>, until: Instant) -> io::Result<()> {
+        let mut interval = LOOK_INTERVAL_MIN;
         loop {
             let mut ask = [PollFd::new(client, PollFlags::POLLOUT)];
             match poll(&mut ask, PollTimeout::ZERO) {
-                Ok(0) => look_later(until).await?,
+                Ok(0) => look_later(until, &mut interval).await?,
                 // Also of a client that has gone: writing tells more.
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
@@ -70,11 +74,12 @@ impl HeadBytes {
     /// Dropping it leaves a part written, which [`written`](Self::written) knows.
     pub(super) async fn write(&mut self, client: BorrowedFd<'_>, until: Instant) -> io::Result<()> {
         reset_on_close(client, true)?;
+        let mut interval = LOOK_INTERVAL_MIN;
         while !self.is_written() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(client.as_raw_fd(), &self.bytes[self.written..], flags) {
-                Ok(count) => self.written += count,
-                Err(Errno::EAGAIN) => look_later(until).await?,
+                Ok(count) => (self.written, interval) = (self.written + count, LOOK_INTERVAL_MIN),
+                Err(Errno::EAGAIN) => look_later(until, &mut interval).await?,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -83,12 +88,13 @@ impl HeadBytes {
     }
 }
 
-async fn look_later(until: Instant) -> io::Result<()> {
+async fn look_later(until: Instant, interval: &mut Duration) -> io::Result<()> {
     let now = Instant::now();
     if now >= until {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    sleep_until(until.min(now + LOOK_INTERVAL)).await;
+    sleep_until(until.min(now + *interval)).await;
+    *interval = (*interval * 2).min(LOOK_INTERVAL_MAX);
     Ok(())
 }
 

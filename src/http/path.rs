@@ -106,24 +106,18 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
         }
         at += 3;
     }
-    if OVERLONG.iter().any(|begin| out.contains(begin)) { Err(PathError::Overlong) } else { Ok(out) }
+    if has_overlong(&out) { Err(PathError::Overlong) } else { Ok(out) }
 }
 
-/// How ASCII in two, three and four bytes begins. Other bytes that are no UTF-8 are somebody's Latin-1.
-const OVERLONG: [&str; 12] = [
-    "%C0%8",
-    "%C0%9",
-    "%C0%A",
-    "%C0%B",
-    "%C1%8",
-    "%C1%9",
-    "%C1%A",
-    "%C1%B",
-    "%E0%80%",
-    "%E0%81%",
-    "%F0%80%80%",
-    "%F0%80%81%",
-];
+/// Whether what must not be hidden is written in two, three or four bytes: control characters, `%`, `.`, `/`, `;`, `\`. All
+/// other bytes that are no UTF-8 are somebody's Latin-1 or GBK.
+fn has_overlong(path: &str) -> bool {
+    const BEGIN: [&str; 3] = ["%C", "%E0%8", "%F0%80%8"];
+    const END: [&str; 8] = ["0%8", "0%9", "0%A5", "0%AE", "0%AF", "0%BB", "1%9C", "1%BF"];
+    BEGIN.iter().any(|begin| {
+        path.match_indices(begin).any(|(at, _)| END.iter().any(|end| path[at + begin.len()..].starts_with(end)))
+    })
+}
 
 fn resolve_dots(path: &str) -> Result<String, PathError> {
     let mut segments: Vec<&str> = Vec::new();
@@ -190,6 +184,7 @@ mod tests {
         check("/a%2f%2Fb%5c", Ok("/a%2F%2Fb%5C"));
         check("/..a%2F.b%2F...;.", Ok("/..a%2F.b%2F...;."));
         check("/%e0%e9/%C0", Ok("/%E0%E9/%C0"));
+        check("/%c0%b4%C0%A0%c1%a1", Ok("/%C0%B4%C0%A0%C1%A1"));
     }
 
     #[test]
