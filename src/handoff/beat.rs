@@ -28,8 +28,8 @@ const TRY_INTERVAL: u32 = 64;
 /// The same, at most: it doubles with each try that comes back late.
 const TRY_INTERVAL_MAX: u32 = 8192;
 
-/// A processor that comes back later than this went to somebody who computes, not to somebody who reads: the scheduler's
-/// slices last some milliseconds.
+/// A processor that comes back later than this, for each message that was to be read, went to somebody who computes: the
+/// scheduler's slices last some milliseconds.
 const YIELD_MAX: Duration = Duration::from_millis(1);
 
 /// One worker's beat. Its driver is [`Beat::run`]; without it nobody who waits is ever woken.
@@ -86,12 +86,13 @@ impl Beat {
     /// To be called by the worker's thread whenever it is about to sleep: offers the processor to whoever may read what was
     /// sent since the last time, and has it looked at.
     pub fn rest(&self) {
-        if self.fresh.load(Ordering::Relaxed) == 0 {
+        let fresh = self.fresh.load(Ordering::Relaxed);
+        if fresh == 0 {
             return;
         }
         let began = Instant::now();
         std::thread::yield_now();
-        self.came_back(began.elapsed());
+        self.came_back(began.elapsed(), fresh);
         self.look();
     }
 
@@ -123,14 +124,15 @@ impl Beat {
         is_due
     }
 
-    /// Takes note of how long the processor was away.
-    fn came_back(&self, after: Duration) {
-        let is_late = after > YIELD_MAX;
+    /// Takes note of how long the processor was away, for how many messages.
+    fn came_back(&self, after: Duration, fresh: usize) {
+        let is_late = after > YIELD_MAX.saturating_mul(u32::try_from(fresh).unwrap_or(u32::MAX));
         self.was_late.store(is_late, Ordering::Relaxed);
         if is_late {
-            // The first time, it may have been chance.
-            let is_try = self.trust.swap(0, Ordering::Relaxed) == 0;
-            let interval = self.try_interval.load(Ordering::Relaxed) * if is_try { 2 } else { 1 };
+            // Once, it may have been chance.
+            let trust = self.trust.load(Ordering::Relaxed);
+            self.trust.store(trust.saturating_sub(TRUST_MAX / 2), Ordering::Relaxed);
+            let interval = self.try_interval.load(Ordering::Relaxed) * if trust == 0 { 2 } else { 1 };
             self.try_interval.store(interval.min(TRY_INTERVAL_MAX), Ordering::Relaxed);
         } else {
             self.try_interval.store(TRY_INTERVAL, Ordering::Relaxed);
@@ -141,7 +143,7 @@ impl Beat {
     pub(super) fn learn(&self, pause: Pause) {
         let trust = self.trust.load(Ordering::Relaxed);
         let trust = match pause {
-            _ if self.was_late.load(Ordering::Relaxed) => 0,
+            _ if self.was_late.load(Ordering::Relaxed) => trust,
             // Tries are rare: one that succeeds says that things have changed.
             Pause::LongEnough if trust == 0 => TRUST_MAX,
             Pause::LongEnough => (trust + 1).min(TRUST_MAX),
@@ -204,14 +206,16 @@ mod tests {
     #[tokio::test]
     async fn a_processor_that_comes_back_late_is_offered_ever_more_rarely() {
         let beat = Beat::with_rests();
+        beat.came_back(Duration::from_secs(1), 1);
+        assert_eq!(beat.trust.load(Ordering::Relaxed), TRUST_MAX / 2, "once may be chance");
         let refrained = || {
-            beat.came_back(YIELD_MAX + Duration::from_nanos(1));
+            beat.came_back(YIELD_MAX * 3 + Duration::from_nanos(1), 3);
             beat.learn(Pause::LongEnough);
             (1..).find(|_| beat.trust.load(Ordering::Relaxed) > 0 || beat.is_try())
         };
         let intervals: Vec<_> = (0..10).map(|_| refrained()).collect();
         assert_eq!(intervals, [64, 128, 256, 512, 1024, 2048, 4096, 8192, 8192, 8192].map(Some));
-        beat.came_back(YIELD_MAX);
+        beat.came_back(YIELD_MAX * 3, 3);
         beat.learn(Pause::LongEnough);
         assert_eq!(
             (beat.trust.load(Ordering::Relaxed), beat.try_interval.load(Ordering::Relaxed)),
