@@ -53,6 +53,8 @@
 //! # Threads
 //!
 //! One current-thread runtime for each core serves clients, each accepting from sockets of its own; [`listener`] says why.
+//! What every request counts itself into, settings above all, each has to itself; targets are the same for all, because
+//! they count what is in flight. When a worker has nothing else to do, the messages that it has sent are looked at.
 //! The main thread loads, reloads and drains. The access log, the log and the policies' clock have a thread each.
 //!
 //! # Invariants, by what is absent
@@ -61,7 +63,7 @@
 //!   left to write to.
 //! - `policy` cannot open a socket or a file: its linker holds `request`, `log` and `config`.
 //! - `handoff` imports nothing from the rest of the crate: it is what a daemon links.
-//! - `http`, `decision` and `request` touch no socket and no clock.
+//! - `http` and `decision` touch no socket and no clock, and can be compiled without the rest, as the fuzz targets do.
 //! - The configuration is not handed around: each module owns its options, and `config` fills them in.
 //! - `unsafe` stands in `handoff::ancillary` only.
 //! - No task without an owner: `tokio::spawn` stands in [`drain`] only.

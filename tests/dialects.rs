@@ -449,6 +449,26 @@ fn killing_the_gateway_leaves_the_client_to_a_daemon_that_has_the_message() {
     }
 }
 
+/// Whoever tells it to end at once does not wait for the daemon: its clients must not see an empty body either.
+#[test]
+fn a_gateway_that_is_cut_resets_who_waits_behind_a_head() {
+    for dialect in CONNECTED {
+        let mut gateway = gateway();
+        let mut daemon = start(&gateway, dialect, dialect, "serve", &["body=1"]);
+        daemon.stop();
+        let mut client = gateway.client();
+        client.send(request(&fresh(), dialect, "x-status: 202\r\n"));
+        assert_eq!(undated(&client.until("\r\n\r\n")), WISHED);
+        is_waiting(&gateway, &daemon, dialect);
+        eventually("it is cut", || {
+            gateway.signal(Signal::SIGTERM);
+            gateway.child.try_wait().unwrap()
+        });
+        daemon.kill();
+        assert!(client.was_reset(), "{dialect}: a clean end would look like an empty body");
+    }
+}
+
 /// Between two daemons nobody but us has the client: dying then must not look like an empty body.
 #[test]
 fn a_gateway_killed_between_daemons_resets_the_client() {

@@ -214,7 +214,7 @@ impl Serving<'_> {
                     break;
                 }
                 Err(SendError::Unread(unread)) => {
-                    let reason = if unread.is_fate_unknown() { UNKNOWN } else { UNREAD };
+                    let reason = if unread.can_be_read() { UNREAD } else { UNKNOWN };
                     if written.is_some() {
                         self.sealed(unread.reset(), reason, 0, target, request);
                     } else {

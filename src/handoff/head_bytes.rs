@@ -3,8 +3,8 @@
 //! From its first byte on the client can be given to a daemon or be reset, and nothing else: a clean end would make an
 //! empty body look whole. So the socket is set to reset when it is closed (SO_LINGER of no time, socket(7)) before that
 //! byte is written, which covers also a gateway that is cut or killed; and set back before the descriptor goes, because
-//! the setting belongs to the open file and the daemon's close must not reset. A gateway that is cut or killed from then
-//! on, with the message unread, leaves a client whose end looks clean if the daemon dies unread as well.
+//! the setting belongs to the open file and the daemon's close must not reset. A gateway that is killed from then on,
+//! with the message unread, leaves a client whose end looks clean if the daemon dies unread as well.
 //!
 //! System calls: poll, setsockopt(SO_LINGER) twice, send; connect(AF_UNSPEC) for a reset that others' copies of the socket
 //! cannot prevent.

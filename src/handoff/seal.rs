@@ -191,7 +191,8 @@ impl Unread {
         Sealed::Reset
     }
 
-    fn can_be_read(&self) -> bool {
+    /// Whether the message can still be read; otherwise it is gone, read in part or unread.
+    pub fn can_be_read(&self) -> bool {
         matches!(self.verdict, Verdict::Unread | Verdict::Unknown { can_be_read: true })
     }
 

@@ -259,8 +259,42 @@ pub async fn send(
         return Err(SendError::Refused { client, stage: Stage::Send, source: error.into() });
     }
     let sent = Sent { client, connection, evidence, blocking: to.blocking };
-    let sent = sent.write(bytes, kind, deadlines.send).await?;
-    sent.wait(deadlines.acknowledge, beat).await
+    let cut = if has_head { Cut::of(&sent, kind, bytes) } else { None };
+    let result = match sent.write(bytes, kind, deadlines.send).await {
+        Ok(sent) => sent.wait(deadlines.acknowledge, beat).await,
+        Err(error) => Err(error),
+    };
+    if let Some(cut) = cut {
+        cut.is_over();
+    }
+    result
+}
+
+/// Resets a client that was sent a head when its handoff is dropped in the middle, which a gateway does that is told to end
+/// at once: a clean end would make an empty body look whole. It has descriptors of its own, because those of the handoff
+/// are in use until then.
+struct Cut(Option<Unread>);
+
+impl Cut {
+    /// `None` where there are no descriptors for it.
+    fn of(sent: &Sent, kind: SocketKind, bytes: &[u8]) -> Option<Self> {
+        let (client, connection) = (sent.client.try_clone().ok()?, sent.connection.try_clone().ok()?);
+        let evidence = Evidence::before(kind, bytes, client.as_fd(), None, true);
+        Some(Self(Some(Unread::new(client, connection, evidence, Verdict::Unread))))
+    }
+
+    fn is_over(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if let Some(unread) = self.0.take() {
+            // Nobody is left to be told.
+            let _ = unread.reset();
+        }
+    }
 }
 
 /// A socket that the message can be sent on.
