@@ -265,7 +265,7 @@ pub async fn send(
         Err(error) => Err(error),
     };
     if let Some(cut) = cut {
-        cut.is_over();
+        cut.call_off();
     }
     result
 }
@@ -283,7 +283,7 @@ impl Cut {
         Some(Self(Some(Unread::new(client, connection, evidence, Verdict::Unread))))
     }
 
-    fn is_over(mut self) {
+    fn call_off(mut self) {
         drop(self.0.take());
     }
 }

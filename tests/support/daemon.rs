@@ -208,7 +208,7 @@ fn serve_received(data: &[u8], mut descriptors: Vec<OwnedFd>, options: &Options)
     };
     match options.mode.as_str() {
         "close" => return drop(client),
-        "pass-on" => return pass_on(&client, &data, options),
+        "pass-on" => return pass_on(&client, data, options),
         _ => {}
     }
     let flags = nix::fcntl::fcntl(&client, nix::fcntl::F_GETFL).expect("open");
