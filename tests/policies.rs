@@ -130,7 +130,8 @@ fn both_shipped_policies_answer_every_case_on_the_wire() {
             if expected["action"] == "respond" {
                 let answer = client.answer();
                 assert_eq!(answer.status, expected["status"], "{name}");
-                if expected.get("refused_before").is_some() {
+                // Authorization is said once: the gateway refuses such a request itself.
+                if request.windows(15).filter(|field| field == b"\nAuthorization:").count() > 1 {
                     assert_eq!(answer.header("connection"), Some("close"), "{name}");
                     continue;
                 }
