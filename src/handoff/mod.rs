@@ -118,6 +118,8 @@ mod client;
 mod dialect;
 mod environment;
 #[cfg(feature = "gateway")]
+mod error;
+#[cfg(feature = "gateway")]
 mod head_bytes;
 mod incoming;
 mod message;
@@ -139,6 +141,8 @@ pub use client::close_gracefully;
 pub use dialect::{Dialect, UnknownDialect};
 pub use environment::ENVIRONMENT_NAMES;
 #[cfg(feature = "gateway")]
+pub use error::{Refusal, SendError, Stage};
+#[cfg(feature = "gateway")]
 pub use head_bytes::HeadBytes;
 pub use incoming::ReceiveError;
 pub use message::Message;
@@ -146,4 +150,4 @@ pub use receive::{Acceptor, Handoff, Options, Stop};
 #[cfg(feature = "gateway")]
 pub use seal::{Sealed, Unread};
 #[cfg(feature = "gateway")]
-pub use send::{Daemon, Deadlines, Refusal, SendError, Stage, Taken, send};
+pub use send::{Daemon, Deadlines, Taken, send};

@@ -18,7 +18,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 #[cfg(feature = "gateway")]
-use super::send::Refusal;
+use super::error::Refusal;
 
 /// A dialect by its name in the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
