@@ -13,10 +13,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::access_log::{self, AccessLog};
+use crate::admission::Admission;
 use crate::config::{self, Config, Fault, Faults};
 use crate::connection::{Settings, Worker, serve};
 use crate::drain::{Drain, Guard};
-use crate::listener::{self, Accept, Admission, Listener};
+use crate::listener::{self, Accept, Listener};
 use crate::policy::{Engine, Policy};
 use crate::route::{Route, Table};
 use crate::target::{self, Target};

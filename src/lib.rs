@@ -73,6 +73,8 @@
 #[cfg(feature = "gateway")]
 pub mod access_log;
 #[cfg(feature = "gateway")]
+pub mod admission;
+#[cfg(feature = "gateway")]
 pub mod arrival;
 #[cfg(feature = "gateway")]
 pub mod cli;

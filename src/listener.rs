@@ -22,16 +22,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::admission::{Admission, Place};
 use crate::client::Client;
 use crate::drain::Guard;
 use crate::request::{Origin, Peer};
@@ -51,8 +50,6 @@ const LAST_WORD: Duration = Duration::from_millis(1250);
 /// How long before the listener closes nobody can connect any more; who has begun to, within as much of a round trip, ends up
 /// in the queue before the last look at it.
 const LAST_CALL: Duration = Duration::from_millis(200);
-/// Descriptors kept free for what clients already accepted need: daemons, files.
-const DESCRIPTOR_RESERVE: usize = 64;
 
 /// An address that shall accept clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,71 +230,6 @@ fn tcp_address(any: &SocketAddrAny) -> Option<SocketAddr> {
     SocketAddr::try_from(any.clone()).ok()
 }
 
-/// How many clients the gateway may own, and how many it does. Handed-over clients do not count.
-#[derive(Debug)]
-pub struct Admission {
-    open: AtomicUsize,
-    max: AtomicUsize,
-    /// Beyond this number a new descriptor eats into the reserve.
-    descriptors_max: usize,
-    freed: Notify,
-}
-
-/// One client's place.
-#[derive(Debug)]
-pub struct Place(Arc<Admission>);
-
-impl Admission {
-    /// `connections_max` clients, in a process that may have `descriptors` open.
-    pub fn new(connections_max: usize, descriptors: usize) -> Self {
-        Self {
-            open: AtomicUsize::new(0),
-            max: AtomicUsize::new(connections_max),
-            descriptors_max: descriptors - DESCRIPTOR_RESERVE.min(descriptors / 4),
-            freed: Notify::new(),
-        }
-    }
-
-    /// Sets another maximum; clients above it are kept.
-    pub fn set_max(&self, connections_max: usize) {
-        self.max.store(connections_max, Ordering::Relaxed);
-        self.freed.notify_waiters();
-    }
-
-    /// How many clients the gateway owns.
-    pub fn count(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    fn place(self: &Arc<Self>) -> Option<Place> {
-        let max = self.max.load(Ordering::Relaxed);
-        let take = |open| (open < max).then_some(open + 1);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| Place(Arc::clone(self)))
-    }
-
-    /// Waits until there is a place. Another worker may take it first.
-    async fn vacancy(&self) {
-        loop {
-            let freed = self.freed.notified();
-            if self.open.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed) {
-                return;
-            }
-            freed.await;
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let open = self.0.open.fetch_sub(1, Ordering::Relaxed);
-        // All of them: each waits for clients of its own, and who is woken may have none. The next place to be freed is
-        // announced only if they have taken this one.
-        if open >= self.0.max.load(Ordering::Relaxed) {
-            self.0.freed.notify_waiters();
-        }
-    }
-}
-
 /// One worker's end of a listener.
 #[derive(Debug)]
 pub struct Accept {
@@ -402,8 +334,7 @@ impl Accepting {
         loop {
             match self.accept() {
                 Ok((client, peer)) => {
-                    admission.open.fetch_add(1, Ordering::Relaxed);
-                    self.give(client, peer, Place(Arc::clone(admission)), serve);
+                    self.give(client, peer, admission.place_beyond(), serve);
                 }
                 Err(Errno::AGAIN) => {
                     let Some(&(until, step)) = steps.front() else { return };
@@ -429,7 +360,7 @@ impl Accepting {
     /// tells. Otherwise every pause would end with one more client, and eat the reserve up slowly.
     fn exhaustion(&self, admission: &Admission) -> Option<Pause> {
         match rustix::io::fcntl_dupfd_cloexec(self.socket.get_ref(), 0) {
-            Ok(lowest) => (number(&lowest) >= admission.descriptors_max).then_some(Pause::Exhausted(None)),
+            Ok(lowest) => admission.is_reserve(number(&lowest)).then_some(Pause::Exhausted(None)),
             Err(error) => Some(Pause::Exhausted(Some(error))),
         }
     }
@@ -441,7 +372,7 @@ impl Accepting {
                 Ok((client, peer)) => {
                     let number = number(&client);
                     self.give(client, peer, place, serve);
-                    if number >= admission.descriptors_max {
+                    if admission.is_reserve(number) {
                         return Pause::Exhausted(None);
                     }
                 }
@@ -517,18 +448,5 @@ mod tests {
             });
             assert_eq!(bound, 1);
         }
-    }
-
-    /// Two clients leave at the same time, and whoever is woken first has none to accept.
-    #[tokio::test]
-    async fn places_that_are_freed_together_are_announced_to_everybody_who_waits() {
-        let admission = Arc::new(Admission::new(2, 1024));
-        let owned = [admission.place(), admission.place()];
-        assert!(owned.iter().all(Option::is_some) && admission.place().is_none());
-        let (one, other) = (admission.vacancy(), admission.vacancy());
-        let both = async {
-            tokio::join!(biased; one, other, async { drop(owned) });
-        };
-        tokio::time::timeout(Duration::from_secs(5), both).await.expect("both are woken");
     }
 }

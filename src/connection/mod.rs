@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use self::decide::{Decided, Denied};
 use crate::access_log::{AccessLog, Line};
+use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
 use crate::client::Client;
 use crate::decision::{Action, Edits, Outcome};
@@ -21,7 +22,6 @@ use crate::exchange::{Exchange, Then};
 use crate::handoff::Beat;
 use crate::http::head;
 use crate::http::response::Answer;
-use crate::listener::Place;
 use crate::request::{Id, Origin, Request};
 use crate::respond::{self, ErrorPages, Form};
 use crate::route::{Found, Table};
