@@ -86,6 +86,8 @@ pub struct Handoff {
     pub timeout: Option<Duration>,
     /// Targets tried in order when this one did not take the client.
     pub alternates: Vec<String>,
+    /// First bytes of the answer's body, written behind `response_head`; empty where there is none.
+    pub response_body: Vec<u8>,
 }
 
 /// An answer made here.

@@ -244,6 +244,28 @@ fn check_only(daemon: &Daemon) {
 }
 
 #[test]
+fn first_bytes_of_the_body_stand_between_the_head_and_what_the_daemon_writes() {
+    let gateway = gateway();
+    let before = at_rest(&gateway);
+    for dialect in DIALECTS {
+        let body: &[&str] = if dialect == "fdpass" { &[] } else { &["body=1"] };
+        let daemon = start(&gateway, dialect, dialect, "serve", body);
+        let path = fresh();
+        let mut client = gateway.client();
+        client.send(request(&path, dialect, "x-status: 202\r\nx-first: <ul>\r\n"));
+        assert_eq!(whole(&mut client), format!("{WISHED}<ul>from daemon\n"), "{dialect}");
+        drop(client);
+        check_logged(&gateway, &path, "handed-off", 202);
+        let mut client = gateway.client();
+        client.send(request(&fresh(), dialect, "x-status: 202\r\nx-first: <ul>\r\n").replacen("GET", "HEAD", 1));
+        assert_eq!(whole(&mut client), WISHED, "an answer to HEAD has no body");
+        drop(client);
+        check_only(&daemon);
+    }
+    gateway.ledger_is_back_to(before);
+}
+
+#[test]
 fn head_is_answered_with_the_head_and_nobody_is_handed_over() {
     let gateway = gateway();
     let before = at_rest(&gateway);
@@ -285,6 +307,7 @@ fn parts_that_do_not_fit_are_the_policys_fault_and_nothing_is_written() {
         ("seqpacket", "x-data: 1\r\nx-alternate: fdpass\r\n", "data in the dialect fdpass"),
         ("seqpacket", "x-status: 204\r\n", "a status that has no body"),
         ("fdpass", "x-status: 304\r\n", "a status that has no body"),
+        ("fdpass", "x-first: 1\r\n", "response-body without a response-head"),
         ("seqpacket", "x-status: 205\r\n", "a status that has no body"),
         ("fdpass", "x-alternate: seqpacket\r\n", "among alternates that do not"),
         ("stream", "x-alternate: fdpass\r\n", "among alternates that do not"),

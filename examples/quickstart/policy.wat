@@ -43,7 +43,7 @@
 
   ;; ---- How a decision looks in memory -----------------------------------
 
-  ;; 80 bytes at address 0, all zero at first. Byte 0 says which case it is;
+  ;; 88 bytes at address 0, all zero at first. Byte 0 says which case it is;
   ;; what belongs to the case begins at byte 4. Texts and lists are an address
   ;; and a length.
 

@@ -249,6 +249,8 @@ pub struct ResponseHeadFile {
     pub status: Option<u16>,
     /// Fields by name.
     pub headers: BTreeMap<String, String>,
+    /// First bytes of the body. Default: empty.
+    pub body: Option<String>,
 }
 
 /// `respond = { status = 404, body = "…", headers = { … } }`

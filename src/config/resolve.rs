@@ -370,7 +370,9 @@ impl<'a> Resolver<'a> {
             }
             let head = file.response_head.as_ref();
             let response_head = head.map(|head| self.response_head(&key.name("response_head"), head));
-            return Some(Action::Handoff(Handoff { target: target.clone(), response_head, ..Handoff::default() }));
+            let response_body = head.and_then(|head| head.body.clone()).unwrap_or_default().into_bytes();
+            let target = target.clone();
+            return Some(Action::Handoff(Handoff { target, response_head, response_body, ..Handoff::default() }));
         }
         if file.response_head.is_some() {
             self.fault(&key.name("response_head"), "it goes with handoff");

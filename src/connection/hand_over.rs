@@ -48,6 +48,9 @@ pub(super) fn misfit(handoff: &Handoff, targets: &target::Table) -> Option<&'sta
     if handoff.response_head.as_ref().is_some_and(|head| !head.has_body()) {
         return Some("response-head with a status that has no body: there is nothing for a daemon to write");
     }
+    if handoff.response_head.is_none() && !handoff.response_body.is_empty() {
+        return Some("response-body without a response-head: it would stand before the daemon's");
+    }
     let (mut writes_head, mut leaves_head) = (handoff.response_head.is_some(), false);
     // Names that lead nowhere are another matter, and found later.
     for dialect in names(handoff).filter_map(|name| targets.dialect(name)) {
@@ -124,7 +127,13 @@ impl Serving<'_> {
             return self.fail(exchange, request, Outcome::Refused, 500).await;
         }
         let head = match &handoff.response_head {
-            Some(head) => Some((head.status, encode_head(head.status, &head.headers, &date()))),
+            Some(head) => {
+                let mut bytes = encode_head(head.status, &head.headers, &date());
+                if request.head.method() != "HEAD" {
+                    bytes.extend_from_slice(&handoff.response_body);
+                }
+                Some((head.status, bytes))
+            }
             None => has(Dialect::Fdpass).then(|| (200, encode_head(200, &[], &date()))),
         };
         if let Some((status, head)) = &head

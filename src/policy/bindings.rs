@@ -93,6 +93,7 @@ fn handoff(given: types::Handoff) -> Result<Handoff, BadValue> {
         },
         timeout: given.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         alternates: given.alternates.into_iter().map(target).collect::<Result<_, _>>()?,
+        response_body: given.response_body,
     })
 }
 
@@ -149,7 +150,7 @@ fn size(decision: &Decision) -> usize {
         Action::Abort => 0,
         Action::Handoff(h) => {
             let head = h.response_head.as_ref().map_or(0, |head| fields(&head.headers));
-            h.target.len() + h.data.len() + pairs(&h.metadata) + head + names(&h.alternates)
+            h.target.len() + h.data.len() + pairs(&h.metadata) + head + names(&h.alternates) + h.response_body.len()
         }
         Action::Pass(edits) => names(&edits.remove) + fields(&edits.set) + fields(&edits.append),
         Action::Respond(respond) => fields(&respond.headers) + respond.body.len(),

@@ -13,7 +13,7 @@
   (data (i32.const 32) "\00\00\00\00\08\00\00\00\08\00\00\00\0a\00\00\00")
   (func (export "on_request") (result i32)
     (global.set $free (i32.const 4096))
-    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
     (i32.store8 (i32.const 1024) (i32.const 3))
     (i32.store16 (i32.const 1028) (i32.const 231))
     (i32.store (i32.const 1032) (i32.const 32))

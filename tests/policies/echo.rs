@@ -10,6 +10,8 @@ unsafe extern "C" {
     fn id(at: *mut Answer);
     fn method(at: *mut Answer);
     fn path(at: *mut Answer);
+    #[link_name = "request-target"]
+    fn request_target(at: *mut Answer);
     fn query(at: *mut Answer);
     fn authority(at: *mut Answer);
     fn scheme(at: *mut Answer);
@@ -108,6 +110,7 @@ fn getters() -> String {
     say("id", &Answer::of(id).text(0));
     say("method", &Answer::of(method).text(0));
     say("path", &Answer::of(path).text(0));
+    say("request-target", &Answer::of(request_target).text(0));
     say("query", &Answer::of(query).option());
     say("authority", &Answer::of(authority).text(0));
     say("scheme", &Answer::of(scheme).text(0));

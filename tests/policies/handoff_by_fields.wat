@@ -6,6 +6,7 @@
 ;;   x-head        the request's head goes along
 ;;   x-timeout-ms  bounds all of it
 ;;   x-status      a response-head of that status, with the field `x-by: policy`
+;;   x-first       first bytes of the body behind it
 (module
   (import "baton:policy/request@0.1.0" "header" (func $header (param i32 i32 i32)))
   (import "baton:policy/request@0.1.0" "header-all" (func $header-all (param i32 i32 i32)))
@@ -16,7 +17,7 @@
     (local.set $p (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
     (global.set $free (i32.add (local.get $p) (local.get 3)))
     (local.get $p))
-  (data (i32.const 0) "chatx-targetx-datax-bytesx-headx-timeout-msx-alternatex-statusx-bypolicy")
+  (data (i32.const 0) "chatx-targetx-datax-bytesx-headx-timeout-msx-alternatex-statusx-bypolicyx-first")
   ;; One field: its name and its value.
   (data (i32.const 80) "\3e\00\00\00\04\00\00\00\42\00\00\00\06\00\00\00")
 
@@ -42,7 +43,7 @@
 
   (func (export "on_request") (result i32)
     (global.set $free (i32.const 4096))
-    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
     (i32.store8 (i32.const 1024) (i32.const 1))
     ;; target
     (i32.store (i32.const 1028) (i32.const 0))
@@ -75,4 +76,7 @@
         (i32.store (i32.const 1076) (call $number))))
     ;; alternates: a list of byte lists is laid out as a list of strings
     (call $header-all (i32.const 43) (i32.const 11) (i32.const 1080))
+    ;; response-body
+    (if (call $has (i32.const 72) (i32.const 7))
+      (then (i64.store (i32.const 1088) (i64.load (i32.const 516)))))
     (i32.const 1024)))

@@ -11,7 +11,7 @@
     (local.get $p))
   (data (i32.const 0) "chatx-data")
   (func (export "on_request") (result i32)
-    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
     (i32.store8 (i32.const 1024) (i32.const 1))
     (i32.store (i32.const 1028) (i32.const 0))
     (i32.store (i32.const 1032) (i32.const 4))

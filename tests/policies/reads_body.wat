@@ -10,7 +10,7 @@
     (global.set $free (i32.add (local.get $p) (local.get 3)))
     (local.get $p))
   (func (export "on_request") (result i32)
-    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
     (i32.store8 (i32.const 1024) (i32.const 3))
     (call $prefix (i32.const 16) (i32.const 512))
     (if (i32.load8_u (i32.const 512))

@@ -12,7 +12,7 @@
     (local.get $p))
   (data (i32.const 0) "chat")
   (func (export "on_request") (result i32)
-    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 80))
+    (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
     (call $prefix (i32.const 16) (i32.const 512))
     (if (i32.load8_u (i32.const 512))
       (then

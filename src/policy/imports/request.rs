@@ -29,6 +29,10 @@ impl request::Host for Imports {
         Ok(self.request("path")?.head.path().to_owned())
     }
 
+    fn request_target(&mut self) -> wasmtime::Result<String> {
+        Ok(self.request("request-target")?.head.target().to_owned())
+    }
+
     fn query(&mut self) -> wasmtime::Result<Option<String>> {
         Ok(self.request("query")?.head.query().map(str::to_owned))
     }
@@ -200,6 +204,7 @@ mod tests {
         let mut imports = imports(TEXT);
         assert_eq!(imports.method()?, "GET");
         assert_eq!(imports.path()?, "/a/b");
+        assert_eq!(imports.request_target()?, "/a//b?q=1%202&e&plus+key=x+y");
         assert_eq!(imports.query()?.as_deref(), Some("q=1%202&e&plus+key=x+y"));
         assert_eq!(imports.authority()?, "example.org:80");
         assert_eq!(imports.route()?.as_deref(), Some("/v1/"));

@@ -20,9 +20,9 @@
 //   edits                 0: remove   8: set   16: append   (24 bytes)
 //   respond               0: u16 status   4: headers   12: body   (20 bytes)
 //   handoff               0: target   8: data   16: metadata   24: option<response-head>   40: u8 include-head
-//                         41: u8 relay   44: option<u32> timeout-ms   52: alternates   (60 bytes)
-//   action                0: u8 case (0 pass, 1 handoff, 2 proxy, 3 respond, 4 abort)   4: its payload   (64 bytes)
-//   decision              0: action   64: carry   72: annotations   (80 bytes)
+//                         41: u8 relay   44: option<u32> timeout-ms   52: alternates   60: response-body   (68 bytes)
+//   action                0: u8 case (0 pass, 1 handoff, 2 proxy, 3 respond, 4 abort)   4: its payload   (72 bytes)
+//   decision              0: action   72: carry   80: annotations   (88 bytes)
 //   requirements          0: u32 max-reuse   4: u32 tick-interval-ms   8: targets   (16 bytes)
 //   result of configure   0: u8, 1 for an error   4: requirements, or list<string>   (20 bytes)
 //   result of self-test   0: u8, 1 for an error   4: string   (12 bytes)
@@ -116,11 +116,11 @@ export function putFields(at: usize, list: string[][]): void {
   store<i32>(at, list.length, 4);
 }
 
-const DECISION: usize = memory.data(80, 4);
+const DECISION: usize = memory.data(88, 4);
 
 /** Writes a decision for the gateway to read, and returns where it stands. */
 export function lower(decision: Decision): usize {
-  memory.fill(DECISION, 0, 80);
+  memory.fill(DECISION, 0, 88);
   const payload = DECISION + 4;
   if (decision instanceof Pass) {
     const edits = decision as Pass;
@@ -145,6 +145,7 @@ export function lower(decision: Decision): usize {
       store<u32>(payload, handoff.timeoutMs, 48);
     }
     putStrings(payload + 52, handoff.alternates);
+    putBytes(payload + 60, handoff.responseBody);
   } else if (decision instanceof Respond) {
     const respond = decision as Respond;
     store<u8>(DECISION, 3);
@@ -155,8 +156,8 @@ export function lower(decision: Decision): usize {
     assert(decision instanceof Abort);
     store<u8>(DECISION, 4);
   }
-  putBytes(DECISION + 64, decision.carry);
-  putPairs(DECISION + 72, decision.annotations);
+  putBytes(DECISION + 72, decision.carry);
+  putPairs(DECISION + 80, decision.annotations);
   return DECISION;
 }
 

@@ -76,6 +76,8 @@ export class Handoff extends Decision {
   /** 0: nothing is written to the client before the handoff. */
   responseStatus: u16 = 0;
   responseHeaders: string[][] = [];
+  /** First bytes of the body, behind that head. */
+  responseBody: ArrayBuffer = new ArrayBuffer(0);
   /** Deliver the request's head exactly as it was received. */
   includeHead: bool = false;
   relay: Relay = Relay.IfNeeded;
