@@ -118,3 +118,5 @@ pub mod route;
 pub mod signal;
 #[cfg(feature = "gateway")]
 pub mod target;
+#[cfg(feature = "gateway")]
+pub mod unix_socket;
