@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::error::BadValue;
+pub(super) use super::error::BadValue;
 use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
 use crate::http::fields::is_token_byte;
 
@@ -27,17 +27,29 @@ mod generated {
                 import baton:policy/types@0.1.0;
                 import baton:policy/request@0.1.0;
                 import baton:policy/log@0.1.0;
+                import baton:policy/metrics@0.1.0;
                 import baton:policy/config@0.1.0;
+                import baton:policy/clock@0.1.0;
+                import baton:policy/random@0.1.0;
+                import baton:policy/store@0.1.0;
+                import baton:policy/targets@0.1.0;
+                import baton:policy/callout@0.1.0;
                 export baton:policy/lifecycle@0.1.0;
             }
         ",
         world: "baton:host/host",
-        imports: { default: trappable, "baton:policy/request.body-prefix": async | trappable },
+        imports: {
+            default: trappable,
+            "baton:policy/request.body-prefix": async | trappable,
+            "baton:policy/callout.fetch": async | trappable,
+        },
     });
 }
 
 pub(super) use generated::Host_ as World;
-pub(super) use generated::baton::policy::{config, log, request, types};
+pub(super) use generated::baton::policy::{
+    callout, clock, config, log, metrics, random, request, store, targets, types,
+};
 pub(super) use generated::exports::baton::policy::lifecycle::Requirements;
 
 /// Opaque bytes that a policy hands to its own later hooks.
@@ -103,7 +115,7 @@ fn edits(given: types::Edits) -> Result<Edits, BadValue> {
     Ok(Edits { remove, set: fields(given.set)?, append: fields(given.append)? })
 }
 
-fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
+pub(super) fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
     let mut fields = Vec::with_capacity(given.len());
     for types::Field { name, value } in given {
         let name = self::name(name)?;

@@ -52,7 +52,7 @@ impl std::fmt::Display for Digest {
 impl Generation {
     /// Proves `file` as generation `number` of the policy that `options` describe.
     pub(super) fn prove(engine: &Engine, options: &Options, number: u64, file: &[u8]) -> Result<Self, LoadError> {
-        let identity = Arc::new(Identity::new(options, number));
+        let identity = Arc::new(Identity::new(engine.registry(), options, number));
         let proven = prove::prove(engine, options, &identity, file)?;
         let mut reuse_max = options.reuse_max;
         let mut targets = options.targets.clone();
@@ -60,6 +60,7 @@ impl Generation {
             reuse_max = reuse_max.min(requirements.max_reuse);
             targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
         }
+        identity.put_in_force(targets.clone());
         let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -111,7 +112,7 @@ impl Generation {
 
     /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
-        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
+        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| super::is_target_or_member(target, name)))
     }
 
     /// Whether all targets that it requires are among those of a configuration.

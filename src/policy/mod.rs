@@ -15,8 +15,10 @@
 //! `reuse_max`. Nothing of a request stays in an instance but what the module itself put into its memory.
 //!
 //! Deliberately absent: this module holds no client and no socket, and the linker offers none. The beginning of a body
-//! comes through [`BodyPort`], from whoever owns the client. No precompiled code is loaded from anywhere.
+//! comes through [`BodyPort`], from whoever owns the client; callouts and the state of targets come through
+//! [`Services`], from whoever owns those. No precompiled code is loaded from anywhere.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,15 +34,24 @@ mod generation;
 mod host;
 mod imports;
 mod limits;
+mod metrics;
 mod prove;
 mod reload;
+mod secret;
+mod services;
+mod shared;
 mod snapshot;
+mod store;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
 pub use generation::{Digest, Generation};
 pub use host::Engine;
 pub use reload::Watcher;
+pub use secret::Secret;
+pub use services::{
+    Callout, CalloutAnswer, CalloutError, Callouts, Fetching, Health, Services, Strategy, TargetStatus, Targets,
+};
 
 /// What decides when the policy itself fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +90,18 @@ pub struct Options {
     pub decision_bytes_max: usize,
     /// Lines that it may log; more are counted and left out.
     pub log_lines_per_second_max: u32,
+    /// By the names that `config.secret` is asked for.
+    pub secrets: BTreeMap<String, Secret>,
+    /// What its callouts may reach.
+    pub upstreams: Vec<String>,
+    /// Of all of its metrics together, in this process.
+    pub metric_series_max: usize,
+    /// Keys, values and what they cost beside.
+    pub store_bytes_max: usize,
+    /// Callouts of one hook.
+    pub callouts_max: u32,
+    /// Fields and body of one answer to a callout.
+    pub callout_bytes_max: usize,
 }
 
 impl Options {
@@ -97,6 +120,12 @@ impl Options {
             known_targets: None,
             decision_bytes_max: 1 << 20,
             log_lines_per_second_max: 100,
+            secrets: BTreeMap::new(),
+            upstreams: Vec::new(),
+            metric_series_max: 1000,
+            store_bytes_max: 16 << 20,
+            callouts_max: 8,
+            callout_bytes_max: 1 << 20,
         }
     }
 
@@ -193,6 +222,11 @@ impl Policy {
         }
     }
 
+    /// The machine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What the configuration says of it.
     pub fn options(&self) -> &Options {
         &self.options
@@ -202,6 +236,14 @@ impl Policy {
     pub fn current(&self) -> Arc<Generation> {
         self.current.load_full()
     }
+}
+
+/// Whether `named` is the target of that name, or one of its members, which are called `NAME/INDEX`: whoever may name all of
+/// them may name each.
+fn is_target_or_member(named: &str, target: &str) -> bool {
+    let Some(rest) = named.strip_prefix(target) else { return false };
+    let is_index = |index: &str| !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit());
+    rest.is_empty() || !target.starts_with('/') && rest.strip_prefix('/').is_some_and(is_index)
 }
 
 /// The whole file in memory: it may be written to while it is looked at.
