@@ -6,10 +6,9 @@ use std::thread;
 
 use serde_json::json;
 
+use crate::support::handing_over::{at_rest, fresh, logged};
 use crate::support::{Daemon, Gateway, eventually, folder};
-use crate::{
-    CASES, at_rest, check_logged, check_refused_alive, configuration, data_field, fresh, from, logged, request,
-};
+use crate::{CASES, check_logged, check_refused_alive, configuration, data_field, from, request};
 
 #[test]
 fn a_daemon_of_another_user_gets_nothing() {
@@ -57,10 +56,9 @@ fn a_policy_names_paths_below_the_prefixes_and_nothing_else() {
         "",
         "allowed_prefixes = [\"DIR/ok/\"]\nretries = 0",
         "[target.chat]\nsockets = [\"DIR/out.sock\"]\n[[listener]]\nname = \"x\"\naddress = \"127.0.0.1:0\"\n\
-         [policy.narrow]\nmodule = \"MODULE\"\ntargets = [\"chat\"]\n[[route]]\npath = \"/narrow\"\npolicies = [\"narrow\"]",
+         [policy.narrow]\nmodule = \"POLICIES/handoff_by_fields.wat\"\ntargets = [\"chat\"]\n[[route]]\npath = \"/narrow\"\npolicies = [\"narrow\"]",
     );
-    let module = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
-    let gateway = Gateway::start_in(folder, &toml.replace("MODULE", module), |command| command);
+    let gateway = Gateway::start_in(folder, &toml, |command| command);
     let before = at_rest(&gateway);
     let out = Daemon::start(&dir.join("out.sock"), "seqpacket", "serve", &["name=out"]);
     let beside = Daemon::start(&dir.join("okay/d.sock"), "seqpacket", "serve", &["name=beside"]);

@@ -2,10 +2,9 @@
 
 use serde_json::json;
 
+use crate::support::handing_over::{at_rest, fresh, logged};
 use crate::support::{Daemon, Gateway, eventually, waiting_at};
-use crate::{
-    KINDS, at_rest, check_logged, check_refused_alive, configuration, fresh, from, is_in_the_backlog, logged, request,
-};
+use crate::{KINDS, check_logged, check_refused_alive, configuration, from, is_in_the_backlog, request};
 
 /// Three daemons that answer by their names, on `0.sock` to `2.sock`.
 fn three(gateway: &Gateway, modes: [(&str, &str); 3]) -> Vec<Daemon> {

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
+use crate::support::handing_over::{at_rest, check_alive, check_sealed, fresh, logged};
 use crate::support::{Client, Daemon, Gateway, eventually, holds, inode_of, is_asleep};
 use crate::{
-    CASES, at_rest, check_alive, check_logged, check_refused_alive, check_sealed, configuration, data_field, fresh,
-    from, gateway, is_in_the_backlog, logged, request,
+    CASES, chat, check_logged, check_refused_alive, configuration, data_field, from, gateway, is_in_the_backlog,
+    request,
 };
 
 /// A daemon that died with the message unread: the client is answered by us. A stream of several bytes may have been read
@@ -43,17 +44,17 @@ fn nobody_listens_the_client_is_answered_503_and_goes_on() {
     }
 }
 
-#[test]
-fn killed_with_the_client_in_its_backlog() {
+/// Kills a daemon in a mode in which it reads nothing, once the message is with it.
+#[track_caller]
+fn check_killed_unread(mode: &str, wait_for_the_message: impl Fn(&Gateway, &Daemon, &Client)) {
     for (kind, data, is_certain) in CASES {
         let gateway = gateway(kind);
         let before = at_rest(&gateway);
-        let mut daemon = Daemon::start(&gateway.path("d.sock"), kind, "absent", &[]);
+        let mut daemon = Daemon::start(&gateway.path("d.sock"), kind, mode, &[]);
         let path = fresh();
         let mut client = gateway.client();
         client.send(request(&path, &data_field(data)));
-        is_in_the_backlog(&gateway);
-        assert!(holds(gateway.child.id(), inode_of(&client)), "it must be able to answer");
+        wait_for_the_message(&gateway, &daemon, &client);
         daemon.kill();
         check_never_read(&gateway, &mut client, &path, is_certain);
         drop(client);
@@ -62,21 +63,19 @@ fn killed_with_the_client_in_its_backlog() {
 }
 
 #[test]
+fn killed_with_the_client_in_its_backlog() {
+    check_killed_unread("absent", |gateway, _, client| {
+        is_in_the_backlog(gateway);
+        assert!(holds(gateway.child.id(), inode_of(client)), "it must be able to answer");
+    });
+}
+
+#[test]
 fn killed_after_it_accepted_and_before_it_read() {
-    for (kind, data, is_certain) in CASES {
-        let gateway = gateway(kind);
-        let before = at_rest(&gateway);
-        let mut daemon = Daemon::start(&gateway.path("d.sock"), kind, "deaf", &[]);
-        let path = fresh();
-        let mut client = gateway.client();
-        client.send(request(&path, &data_field(data)));
+    check_killed_unread("deaf", |gateway, daemon, _| {
         daemon.wait("accepted", 1);
         eventually("the message is sent", || is_asleep(gateway.child.id()).then_some(()));
-        daemon.kill();
-        check_never_read(&gateway, &mut client, &path, is_certain);
-        drop(client);
-        gateway.ledger_is_back_to(before);
-    }
+    });
 }
 
 #[test]
@@ -158,8 +157,7 @@ fn killed_in_the_middle_of_a_stream() {
 /// It took the client with the first byte and answers; the gateway sees a message that nobody has read to its end.
 #[test]
 fn a_stream_daemon_that_reads_one_byte_and_answers_is_the_only_one_that_answers() {
-    let target = "[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"stream\"\n";
-    let gateway = Gateway::start(&configuration("", "ack_timeout = \"200ms\"", target));
+    let gateway = Gateway::start(&configuration("", "ack_timeout = \"200ms\"", &chat("stream")));
     let before = at_rest(&gateway);
     let _daemon = Daemon::start(&gateway.path("d.sock"), "stream", "stream", &["short=1", "keep=1"]);
     let path = fresh();

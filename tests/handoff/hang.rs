@@ -3,17 +3,14 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::handing_over::{at_rest, check_alive, check_sealed, fresh, logged};
 use crate::support::{Daemon, Gateway, eventually, waiting_at};
-use crate::{
-    CASES, at_rest, check_alive, check_logged, check_sealed, configuration, data_field, fresh, from, gateway,
-    is_in_the_backlog, logged, request,
-};
+use crate::{CASES, chat, check_logged, configuration, data_field, from, gateway, is_in_the_backlog, request};
 
 #[test]
 fn a_stopped_daemon_costs_its_clients_503_and_nobody_else_anything() {
     for (kind, data, _) in CASES {
-        let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\n");
-        let gateway = Gateway::start(&configuration("workers = 1", "ack_timeout = \"1500ms\"", &target));
+        let gateway = Gateway::start(&configuration("workers = 1", "ack_timeout = \"1500ms\"", &chat(kind)));
         let before = at_rest(&gateway);
         let daemon = Daemon::start(&gateway.path("d.sock"), kind, "serve", &[]);
         daemon.stop();
@@ -79,8 +76,7 @@ fn a_policy_can_bound_all_of_it() {
 #[test]
 fn a_client_that_leaves_while_it_is_handed_over_leaves_nothing_behind() {
     for (kind, data, _) in CASES {
-        let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\n");
-        let gateway = Gateway::start(&configuration("", "ack_timeout = \"300ms\"", &target));
+        let gateway = Gateway::start(&configuration("", "ack_timeout = \"300ms\"", &chat(kind)));
         let before = at_rest(&gateway);
         let daemon = Daemon::start(&gateway.path("d.sock"), kind, "serve", &[]);
         daemon.stop();
@@ -88,14 +84,7 @@ fn a_client_that_leaves_while_it_is_handed_over_leaves_nothing_behind() {
         let mut client = gateway.client();
         client.send(request(&path, &data_field(data)));
         is_in_the_backlog(&gateway);
-        // A reset, so that writing to it fails.
-        nix::sys::socket::setsockopt(
-            &client.stream,
-            nix::sys::socket::sockopt::Linger,
-            &nix::libc::linger { l_onoff: 1, l_linger: 0 },
-        )
-        .unwrap();
-        drop(client);
+        client.reset();
         let line = logged(&gateway, &path);
         assert!(["unanswered", "client-gone"].iter().any(|outcome| line["outcome"] == *outcome), "{line}");
         gateway.ledger_is_back_to(before);

@@ -2,8 +2,9 @@
 
 use std::thread;
 
+use crate::support::handing_over::at_rest;
 use crate::support::{Daemon, Gateway, eventually, holds, inode_of};
-use crate::{at_rest, configuration, gateway, request};
+use crate::{configuration, gateway, request};
 
 #[test]
 fn a_thousand_taken_and_a_thousand_refused_leave_nothing_open() {

@@ -15,17 +15,16 @@ mod refused;
 mod taken;
 mod unix_client;
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use serde_json::{Value, json};
-use support::{Client, Gateway, eventually, holds, inode_of, is_asleep, waiting_at};
+use support::handing_over::{check_alive, logged};
+use support::{Client, Gateway, eventually, is_asleep, waiting_at};
 
 const KINDS: [&str; 2] = ["seqpacket", "stream"];
 
 /// A gateway whose `/hand…` asks the policy that does what the request's fields say, and whose `/hello` answers itself.
 /// `gateway` and `handoff` are settings of those tables, `targets` is whole tables.
 fn configuration(gateway: &str, handoff: &str, targets: &str) -> String {
-    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    let policy = "POLICIES/handoff_by_fields.wat";
     format!(
         "[gateway]\n{gateway}\nLISTEN\n[handoff]\n{handoff}\n{targets}\n\
          [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\ndecision_bytes_max = \"8MiB\"\n\
@@ -34,18 +33,16 @@ fn configuration(gateway: &str, handoff: &str, targets: &str) -> String {
     )
 }
 
-/// One target `chat` on the socket `d.sock`, of that dialect; nothing but the daemon ends a wait.
-fn gateway(dialect: &str) -> Gateway {
-    let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n");
-    // A head that comes byte by byte, each seen to be taken, takes its time on a busy machine.
-    let limits = "[limits]\nhead_timeout = \"60s\"\n";
-    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{limits}{target}")))
+/// The table of one target `chat` on the socket `d.sock`, of that dialect.
+fn chat(dialect: &str) -> String {
+    format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n")
 }
 
-/// A path below `/hand` that nobody else asks for, so that its line of the access log can be found.
-fn fresh() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("/hand/{}", NEXT.fetch_add(1, Ordering::Relaxed))
+/// One target `chat`; nothing but the daemon ends a wait.
+fn gateway(dialect: &str) -> Gateway {
+    // A head that comes byte by byte, each seen to be taken, takes its time on a busy machine.
+    let limits = "[limits]\nhead_timeout = \"60s\"\n";
+    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{limits}{}", chat(dialect))))
 }
 
 fn request(path: &str, fields: &str) -> String {
@@ -55,14 +52,6 @@ fn request(path: &str, fields: &str) -> String {
 /// A field of the policy, unless it is empty.
 fn data_field(data: &str) -> String {
     if data.is_empty() { String::new() } else { format!("x-data: {data}\r\n") }
-}
-
-/// The one line of the access log about a path.
-#[track_caller]
-fn logged(gateway: &Gateway, path: &str) -> Value {
-    let line = eventually("the request's line", || gateway.log().into_iter().find(|line| line["target"] == path));
-    assert_eq!(gateway.log().iter().filter(|line| line["target"] == path).count(), 1, "logged once");
-    line
 }
 
 #[track_caller]
@@ -82,25 +71,9 @@ fn check_refused_alive(client: &mut Client) {
     check_alive(client);
 }
 
-#[track_caller]
-fn check_alive(client: &mut Client) {
-    client.get("/hello");
-    assert_eq!(client.answer().body, "hello");
-}
-
 /// The daemon's answer, whole, once, and nothing else.
 fn from(name: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nfrom {name}\n")
-}
-
-/// Descriptors of a gateway at rest: after its first request, with no client.
-fn at_rest(gateway: &Gateway) -> usize {
-    let mut client = gateway.client();
-    check_alive(&mut client);
-    let inode = inode_of(&client);
-    drop(client);
-    eventually("the gateway closes", || (!holds(gateway.child.id(), inode)).then_some(()));
-    gateway.descriptors()
 }
 
 /// The message was sent, and waits with its connection in the daemon's backlog.
@@ -113,12 +86,3 @@ fn is_in_the_backlog(gateway: &Gateway) {
 /// Each dialect, with no data (one byte) and with some: whether a closed connection proves that nobody has the client.
 const CASES: [(&str, &str, bool); 4] =
     [("seqpacket", "", true), ("seqpacket", "some data", true), ("stream", "", true), ("stream", "some data", false)];
-
-/// 503, whole and once, and the end.
-#[track_caller]
-fn check_sealed(client: &mut Client) {
-    let answer = client.answer();
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
-    assert_eq!(answer.header("connection"), Some("close"));
-    assert_eq!(client.rest(), "");
-}

@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::support::handing_over::{at_rest, check_alive, fresh, logged};
 use crate::support::{Daemon, Gateway, eventually};
-use crate::{
-    KINDS, at_rest, check_alive, check_logged, configuration, data_field, fresh, from, gateway, logged, request,
-};
+use crate::{KINDS, chat, check_logged, configuration, data_field, from, gateway, request};
 
 #[test]
 fn each_dialect_carries_the_data_exactly_or_one_zero_byte() {
@@ -60,9 +59,8 @@ fn a_stream_daemon_that_reads_once_sees_the_whole_message() {
 #[test]
 fn data_at_the_limit_goes_and_one_byte_past_it_is_answered_500() {
     for kind in KINDS {
-        let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\n");
         let limits = "[limits]\nhandoff_data_bytes_max = \"1000B\"\n";
-        let gateway = Gateway::start(&configuration("", "", &format!("{limits}{target}")));
+        let gateway = Gateway::start(&configuration("", "", &format!("{limits}{}", chat(kind))));
         let before = at_rest(&gateway);
         let daemon = Daemon::start(&gateway.path("d.sock"), kind, "serve", &[]);
         assert_eq!(gateway.ask(&request(&fresh(), "x-bytes: 1000\r\n")), from("daemon"));
@@ -85,8 +83,8 @@ fn data_at_the_limit_goes_and_one_byte_past_it_is_answered_500() {
 #[test]
 fn data_past_what_the_socket_holds_is_sent_whole_or_answered_500() {
     let limits = "[limits]\nhandoff_data_bytes_max = \"8MiB\"\n";
-    let target = "[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"seqpacket\"\n";
-    let gateway = Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{limits}{target}")));
+    let gateway =
+        Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{limits}{}", chat("seqpacket"))));
     let before = at_rest(&gateway);
     let daemon = Daemon::start(&gateway.path("d.sock"), "seqpacket", "serve", &[]);
     let mut sent = 0;

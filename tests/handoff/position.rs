@@ -1,13 +1,13 @@
 //! Handing over at any position on a connection: what follows the head is left in the socket, however it arrived.
 
-use std::fs;
 use std::io::Read as _;
 use std::net::Shutdown;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Daemon, eventually, holds, inode_of};
-use crate::{KINDS, at_rest, check_logged, fresh, from, gateway, request};
+use crate::support::handing_over::{at_rest, fresh};
+use crate::support::{Daemon, eventually, holds, inode_of, unread_at_the_gateway};
+use crate::{KINDS, check_logged, from, gateway, request};
 
 /// Bodies in each framing, each with a pipelined request behind it; the fields that announce it, and the bytes.
 const BODIES: [(&str, &str); 5] = [
@@ -60,21 +60,6 @@ fn what_follows_the_head_stays_in_the_socket_at_any_position_on_the_connection()
         }
         gateway.ledger_is_back_to(before);
     }
-}
-
-/// What has come to the gateway's end of a connection and was not read by anybody (`/proc/net/tcp`).
-fn unread_at_the_gateway(client: &Client) -> Option<u64> {
-    let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
-    let own = port(client.stream.local_addr().unwrap());
-    let peer = port(client.stream.peer_addr().unwrap());
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux");
-    let of = |line: &str| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let is_it = fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own) && fields[9] != "0";
-        is_it.then(|| fields[4].split_once(':').and_then(|(_, queue)| u64::from_str_radix(queue, 16).ok()))?
-    };
-    // The table can be long: thousands of connections wait out their time in it.
-    table.lines().filter(|line| line.contains(&own)).find_map(of)
 }
 
 /// Each split is one that the gateway has seen: the rest is sent when it has taken the first part of the head, or when the

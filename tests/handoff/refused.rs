@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use crate::support::Daemon;
-use crate::{KINDS, at_rest, check_alive, check_logged, check_refused_alive, fresh, from, gateway, request};
+use crate::support::handing_over::{at_rest, check_alive, fresh};
+use crate::{KINDS, check_logged, check_refused_alive, from, gateway, request};
 
 #[test]
 fn a_refused_request_leaves_its_connection_in_step() {

@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
+use crate::support::handing_over::{at_rest, check_alive, fresh};
 use crate::support::{Daemon, Gateway, Lines, eventually, folder, holds, inode_of, is_asleep};
-use crate::{KINDS, at_rest, check_alive, configuration, data_field, fresh, from, gateway, is_in_the_backlog, request};
+use crate::{KINDS, chat, configuration, data_field, from, gateway, is_in_the_backlog, request};
 
 #[test]
 fn once_read_the_daemon_holds_the_client_and_the_gateway_does_not() {
@@ -33,7 +34,7 @@ fn once_read_the_daemon_holds_the_client_and_the_gateway_does_not() {
 #[test]
 fn a_client_arrives_blocking_where_the_target_asks_for_it() {
     for kind in KINDS {
-        let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\nblocking = true\n");
+        let target = chat(kind) + "blocking = true\n";
         let gateway = Gateway::start(&configuration("", "", &target));
         let daemon = Daemon::start(&gateway.path("d.sock"), kind, "serve", &[]);
         let mut client = gateway.client();

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
 
+use crate::support::handing_over::{at_rest, fresh};
 use crate::support::{Daemon, Gateway, eventually, is_asleep, patience};
-use crate::{KINDS, at_rest, check_logged, configuration, data_field, fresh, from, request};
+use crate::{KINDS, chat, check_logged, configuration, data_field, from, request};
 
 /// A client of a listener on a Unix socket.
 fn unix_client(gateway: &Gateway) -> UnixStream {
@@ -17,8 +18,7 @@ fn unix_client(gateway: &Gateway) -> UnixStream {
 
 fn with_unix_listener(kind: &str) -> Gateway {
     let listener = "[[listener]]\nname = \"unix\"\naddress = \"unix:DIR/u.sock\"\n";
-    let target = format!("[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{kind}\"\n");
-    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{listener}{target}")))
+    Gateway::start(&configuration("", "ack_timeout = \"60s\"", &format!("{listener}{}", chat(kind))))
 }
 
 #[test]

@@ -87,9 +87,7 @@ fn a_unix_client_of_a_receiver_that_died_is_closed_unwritten() {
     let to = daemon(&bench.path(), Dialect::Datagram);
     let (result, ()) = hand_over(client.into(), b"head", &to, long(), move || wait_readable(&receiver));
     assert!(matches!(result, Err(SendError::Unanswered { .. })), "{result:?}");
-    let mut heard = Vec::new();
-    far.read_to_end(&mut heard).unwrap();
-    assert_eq!(heard, b"");
+    assert_eq!(whole(&mut far), b"");
 }
 
 #[test]
@@ -108,9 +106,7 @@ fn a_stopped_receivers_client_is_sealed_over_tcp_and_unix() {
     let (client, mut far) = UnixStream::pair().unwrap();
     let unread_one = unread(run(send(client.into(), &Message::new("head"), &to, &short())));
     assert_eq!(unread_one.seal(ANSWER), Sealed::Answered);
-    let mut heard = Vec::new();
-    far.read_to_end(&mut heard).unwrap();
-    assert_eq!(heard, ANSWER);
+    assert_eq!(whole(&mut far), ANSWER);
 
     // Dead between the deadline and the seal: nobody has read it.
     drop(read(&receiver, 100));

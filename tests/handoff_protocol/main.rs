@@ -15,7 +15,7 @@ mod seal;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{ErrorKind, IoSliceMut, Read as _};
+use std::io::{ErrorKind, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -201,7 +201,7 @@ fn refused(result: Result<Taken, SendError>) -> (OwnedFd, Stage, Refusal) {
 
 /// Everything until a clean end; a reset is a failure.
 #[track_caller]
-fn whole(far: &mut TcpStream) -> Vec<u8> {
+fn whole(far: &mut impl Read) -> Vec<u8> {
     let mut whole = Vec::new();
     far.read_to_end(&mut whole).unwrap();
     whole

@@ -1,6 +1,6 @@
 //! Messages that nobody has read, or perhaps in part: the client has one answer at most, whoever is late.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -10,7 +10,9 @@ use baton::handoff::{Deadlines, Dialect, Message, Sealed, SendError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::SockType;
 
-use crate::{ANSWER, Bench, KINDS, Rough, daemon, hand_over, long, read, rest, run, send, short, tcp_client, unread};
+use crate::{
+    ANSWER, Bench, KINDS, Rough, daemon, hand_over, long, read, rest, run, send, short, tcp_client, unread, whole,
+};
 
 #[test]
 fn a_stopped_daemon_is_sealed_and_wakes_up_to_a_dead_client() {
@@ -155,7 +157,5 @@ fn a_unix_client_of_unknown_fate_is_closed_unwritten() {
         poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
     });
     assert!(matches!(result, Err(SendError::Unanswered { .. })), "{result:?}");
-    let mut heard = Vec::new();
-    far.read_to_end(&mut heard).unwrap();
-    assert_eq!(heard, b"");
+    assert_eq!(whole(&mut far), b"");
 }
