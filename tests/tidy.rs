@@ -124,7 +124,10 @@ fn each_outside_crate_has_a_home() {
         ("getrandom", &["policy/"]),
         ("clap", &["cli/", "main.rs", "log.rs"]),
         ("httparse", &["http/"]),
-        ("nix", &["handoff/", "cli/receive.rs", "config/resolve.rs", "gateway.rs", "policy/epoch.rs"]),
+        (
+            "nix",
+            &["handoff/", "cli/receive.rs", "config/resolve.rs", "gateway.rs", "policy/epoch.rs"],
+        ),
         ("notify", &["policy/reload.rs"]),
         ("rustix", &["client.rs", "handoff/ancillary.rs", "handoff/head_bytes.rs", "listener.rs"]),
         ("serde", &["access_log.rs", "config/"]),

@@ -22,6 +22,7 @@ use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 use super::preview1;
 use super::stdio::{Standard, Stdio};
+use super::wasi;
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -65,7 +66,8 @@ impl Engine {
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let wasmtime = wasmtime::Engine::new(&limits::config(workers)).map_err(fault)?;
+        let config = limits::config(workers);
+        let wasmtime = wasmtime::Engine::new(&config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
@@ -79,8 +81,12 @@ impl Engine {
     }
 
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, LoadError> {
-        Component::from_binary(&self.0.wasmtime, component)
-            .map_err(|error| LoadError::new(Stage::Compile, format!("{error:#}")))
+        Component::from_binary(&self.0.wasmtime, component).map_err(|error| {
+            let said = format!("{error:#}");
+            // What WASI 0.3 added to components is what the engine does without.
+            let remedy = if said.contains("component model async") { "; build for WASI 0.2" } else { "" };
+            LoadError::new(Stage::Compile, said + remedy)
+        })
     }
 }
 
@@ -129,11 +135,9 @@ impl Template {
         limits: Limits,
         suspends: bool,
     ) -> Result<Self, LoadError> {
-        let pre = engine
-            .0
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LoadError::new(Stage::Imports, format!("{error:#}")))?;
+        let fault = |error: wasmtime::Error| LoadError::new(Stage::Imports, format!("{error:#}"));
+        let linker = wasi::linker(&engine.0.linker, component).map_err(fault)?;
+        let pre = linker.as_ref().unwrap_or(&engine.0.linker).instantiate_pre(component).map_err(fault)?;
         let on_request = hook(component, REQUEST_HOOK, "on-request")
             .ok_or_else(|| LoadError::new(Stage::Exports, "exports an empty request-hook"))?;
         let exports = Exports {

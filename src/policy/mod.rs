@@ -38,6 +38,7 @@ mod prove;
 mod reload;
 mod snapshot;
 mod stdio;
+mod wasi;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
