@@ -22,7 +22,7 @@ use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 use super::preview1;
 use super::stdio::{Standard, Stdio};
-use super::wasi;
+use super::{cache, wasi};
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -66,7 +66,8 @@ impl Engine {
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let config = limits::config(workers);
+        let mut config = limits::config(workers);
+        config.cache(cache::open());
         let wasmtime = wasmtime::Engine::new(&config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)

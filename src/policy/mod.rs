@@ -25,6 +25,7 @@ use arc_swap::ArcSwap;
 
 mod bindings;
 mod body;
+mod cache;
 mod componentize;
 mod core;
 mod epoch;
