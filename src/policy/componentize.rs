@@ -211,7 +211,9 @@ fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use wasmparser::Payload;
+    use wasmparser::{CanonicalFunction, CanonicalOption, Payload};
+    use wit_parser::IndexMap;
+    use wit_parser::abi::{AbiVariant, WasmType};
 
     use super::*;
 
@@ -299,6 +301,77 @@ mod tests {
         assert!(exports(format!("(module {canonical})")).contains(&REQUEST_HOOK.to_owned()));
         let found = exports(format!(r#"(module {REQUEST} (func (export "self_test") (result i32) i32.const 0))"#));
         assert!(found.contains(&LIFECYCLE.to_owned()), "{found:?}");
+    }
+
+    /// Every hook under its friendly name and every import, as the contract has them, in one module.
+    #[test]
+    fn the_whole_contract_can_be_wrapped_by_friendly_names_in_either_encoding() {
+        let (resolve, world) = &*CONTRACT;
+        let types = |types: &[WasmType]| -> String {
+            let name = |of: &WasmType| match of {
+                WasmType::I64 | WasmType::PointerOrI64 => " i64",
+                WasmType::F32 => " f32",
+                WasmType::F64 => " f64",
+                WasmType::I32 | WasmType::Length | WasmType::Pointer => " i32",
+            };
+            types.iter().map(name).collect()
+        };
+        let functions = |items: &IndexMap<WorldKey, WorldItem>| -> Vec<(String, wit_parser::Function)> {
+            let mut all = Vec::new();
+            for (key, item) in items {
+                let WorldItem::Interface { id, .. } = item else { continue };
+                let functions = resolve.interfaces[*id].functions.values();
+                all.extend(functions.map(|function| (resolve.name_world_key(key), function.clone())));
+            }
+            all
+        };
+        let mut text = String::new();
+        for (interface, function) in functions(&resolve.worlds[*world].imports) {
+            let signature = resolve.wasm_signature(AbiVariant::GuestImport, &function);
+            let (params, results) = (types(&signature.params), types(&signature.results));
+            let name = &function.name;
+            text += &format!("(import \"{interface}\" \"{name}\" (func (param{params}) (result{results})))\n");
+        }
+        let mut hooks = Vec::new();
+        for (interface, function) in functions(&resolve.worlds[*world].exports) {
+            let signature = resolve.wasm_signature(AbiVariant::GuestExport, &function);
+            let (params, results) = (types(&signature.params), types(&signature.results));
+            let name = function.name.replace('-', "_");
+            text += &format!("(func (export \"{name}\") (param{params}) (result{results}) unreachable)\n");
+            if signature.retptr {
+                text += &format!("(func (export \"{name}_post\") (param{results}))\n");
+            }
+            hooks.push((interface, function.name));
+        }
+        assert_eq!(hooks.len(), 8, "{hooks:?}");
+        text += r#"(memory (export "memory") 1)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) unreachable)"#;
+        for mark in ["", r#"(global (export "baton_utf16") i32 (i32.const 1))"#] {
+            let component = componentize(format!("(module {text} {mark})").as_bytes()).expect("it can be wrapped");
+            let wit_component::DecodedWasm::Component(found, world) =
+                wit_component::decode(&component).expect("it is a component")
+            else {
+                panic!("not a component");
+            };
+            let names = |items: &IndexMap<WorldKey, WorldItem>| -> BTreeSet<String> {
+                items.keys().map(|key| found.name_world_key(key)).collect()
+            };
+            let (imports, exports) = (names(&found.worlds[world].imports), names(&found.worlds[world].exports));
+            assert!(hooks.iter().all(|(interface, _)| exports.contains(interface)), "{exports:?}");
+            for key in resolve.worlds[CONTRACT.1].imports.keys() {
+                assert!(imports.contains(&resolve.name_world_key(key)), "{imports:?}");
+            }
+            let mut encodings = BTreeSet::new();
+            for payload in Parser::new(0).parse_all(&component) {
+                let Payload::ComponentCanonicalSection(section) = payload.expect("well-formed") else { continue };
+                for function in section {
+                    if let CanonicalFunction::Lift { options, .. } = function.expect("well-formed") {
+                        encodings.insert(options.contains(&CanonicalOption::UTF16));
+                    }
+                }
+            }
+            assert!(encodings.contains(&!mark.is_empty()) && !(mark.is_empty() && encodings.len() > 1));
+        }
     }
 
     #[test]
