@@ -44,6 +44,8 @@ pub(super) struct State {
     stdio: Stdio,
     memory: MemoryLimit,
     decision_bytes_max: usize,
+    /// Of WASI's resources, in the guest's hands.
+    pub(super) handles: u64,
 }
 
 impl State {
@@ -163,8 +165,10 @@ impl Template {
         let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
-        let mut store =
-            Store::new(&self.engine.0.wasmtime, State { imports, stdio: Stdio::default(), memory, decision_bytes_max });
+        let mut store = Store::new(
+            &self.engine.0.wasmtime,
+            State { imports, stdio: Stdio::default(), memory, decision_bytes_max, handles: 0 },
+        );
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(decision_bytes_max.saturating_mul(2).saturating_add(HOST_CALL_BYTES_BASE));
         store.epoch_deadline_callback(|context| match context.data().imports.deadline.ticks() {
@@ -265,6 +269,11 @@ impl Instance {
     /// That of the last call; put off when the guest had to wait for us.
     pub(super) fn deadline(&self) -> Deadline {
         self.store.data().imports.deadline
+    }
+
+    /// WASI's resources that the guest has, and that no other instance would know.
+    pub(super) fn handles(&self) -> u64 {
+        self.store.data().handles
     }
 
     /// Lifts the limits on memory and on what is passed, for the accessors that a snapshot is read with.

@@ -20,6 +20,9 @@ const RANDOM_BYTES_MAX: u64 = 64 << 10;
 /// What a guest is told that a stream takes at once; more is a fault of its own.
 const WRITE_BYTES_MAX: u64 = 16 << 10;
 
+/// What a guest can have open at one time: each costs memory of ours, not of its own.
+const HANDLE_COUNT_MAX: u64 = 1000;
+
 /// Standard output and error, by number as in preview 1.
 struct OutputStream;
 /// Standard input, which has ended.
@@ -66,12 +69,25 @@ pub(super) fn linker(base: &Linker<State>, component: &Component) -> wasmtime::R
         for (item, wanted) in wanted.exports(engine) {
             match wanted.ty {
                 ComponentItem::ComponentFunc(_) => function(&mut offered, interface, item)?,
-                ComponentItem::Resource(_) => offered.resource(item, resource(item), |_, _| Ok(()))?,
+                ComponentItem::Resource(_) => offered.resource(item, resource(item), |mut store, _| {
+                    store.data_mut().handles -= 1;
+                    Ok(())
+                })?,
                 _ => {}
             }
         }
     }
     Ok(linker)
+}
+
+/// A handle for the guest, which is counted until it drops it.
+fn own<T: 'static>(mut store: Store<'_>, number: u32) -> wasmtime::Result<(Resource<T>,)> {
+    let handles = &mut store.data_mut().handles;
+    if *handles == HANDLE_COUNT_MAX {
+        return Err(wasmtime::format_err!("more than {HANDLE_COUNT_MAX} streams and pollables of WASI are open"));
+    }
+    *handles += 1;
+    Ok((Resource::new_own(number),))
 }
 
 fn resource(name: &str) -> ResourceType {
@@ -100,14 +116,12 @@ fn function(offered: &mut LinkerInstance<'_, State>, interface: &str, name: &str
         }
         ("wasi:cli/exit", "exit-with-code") => offered
             .func_wrap(name, |_: Store<'_>, (status,): (u8,)| -> wasmtime::Result<()> { Err(exited(status.into())) }),
-        ("wasi:cli/stdin", "get-stdin") => {
-            offered.func_wrap(name, |_: Store<'_>, ()| Ok((Resource::<InputStream>::new_own(0),)))
-        }
+        ("wasi:cli/stdin", "get-stdin") => offered.func_wrap(name, |store: Store<'_>, ()| own::<InputStream>(store, 0)),
         ("wasi:cli/stdout", "get-stdout") => {
-            offered.func_wrap(name, |_: Store<'_>, ()| Ok((Resource::<OutputStream>::new_own(1),)))
+            offered.func_wrap(name, |store: Store<'_>, ()| own::<OutputStream>(store, 1))
         }
         ("wasi:cli/stderr", "get-stderr") => {
-            offered.func_wrap(name, |_: Store<'_>, ()| Ok((Resource::<OutputStream>::new_own(2),)))
+            offered.func_wrap(name, |store: Store<'_>, ()| own::<OutputStream>(store, 2))
         }
         ("wasi:cli/terminal-stdin" | "wasi:cli/terminal-stdout" | "wasi:cli/terminal-stderr", _) => {
             offered.func_wrap(name, |_: Store<'_>, ()| Ok((None::<Resource<Absent>>,)))
@@ -125,7 +139,7 @@ fn function(offered: &mut LinkerInstance<'_, State>, interface: &str, name: &str
         ("wasi:clocks/monotonic-clock", "now") => offered.func_wrap(name, |_: Store<'_>, ()| Ok((monotonic_ns(),))),
         ("wasi:clocks/monotonic-clock", "resolution") => offered.func_wrap(name, |_: Store<'_>, ()| Ok((1u64,))),
         ("wasi:clocks/monotonic-clock", "subscribe-instant" | "subscribe-duration") => {
-            offered.func_wrap(name, |_: Store<'_>, _: (u64,)| Ok((Resource::<Pollable>::new_own(0),)))
+            offered.func_wrap(name, |store: Store<'_>, _: (u64,)| own::<Pollable>(store, 0))
         }
         ("wasi:clocks/wall-clock", "now") => offered.func_wrap(name, |_: Store<'_>, ()| {
             let now = wall_ns();
@@ -170,10 +184,11 @@ fn stream(offered: &mut LinkerInstance<'_, State>, name: &str) -> wasmtime::Resu
         "[method]output-stream.flush" | "[method]output-stream.blocking-flush" => {
             offered.func_wrap(name, |_: Store<'_>, _: (Resource<OutputStream>,)| Ok((Streamed::Ok(()),)))
         }
-        "[method]output-stream.subscribe" => offered
-            .func_wrap(name, |_: Store<'_>, _: (Resource<OutputStream>,)| Ok((Resource::<Pollable>::new_own(0),))),
+        "[method]output-stream.subscribe" => {
+            offered.func_wrap(name, |store: Store<'_>, _: (Resource<OutputStream>,)| own::<Pollable>(store, 0))
+        }
         "[method]input-stream.subscribe" => {
-            offered.func_wrap(name, |_: Store<'_>, _: (Resource<InputStream>,)| Ok((Resource::<Pollable>::new_own(0),)))
+            offered.func_wrap(name, |store: Store<'_>, _: (Resource<InputStream>,)| own::<Pollable>(store, 0))
         }
         "[method]input-stream.read" | "[method]input-stream.blocking-read" => offered
             .func_wrap(name, |_: Store<'_>, _: (Resource<InputStream>, u64)| {
