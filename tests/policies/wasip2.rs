@@ -13,6 +13,12 @@ unsafe extern "C" {
     fn path(result: *mut [usize; 2]);
 }
 
+#[link(wasm_import_module = "wasi:cli/stdout@0.2.4")]
+unsafe extern "C" {
+    #[link_name = "get-stdout"]
+    safe fn get_stdout() -> u32;
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cabi_realloc(_old: *mut u8, _old_size: usize, align: usize, size: usize) -> *mut u8 {
     // SAFETY: the layout is the caller's, and is not empty: what is asked for is a path.
@@ -26,7 +32,9 @@ static CONFIGURED: OnceLock<(String, u64)> = OnceLock::new();
 extern "C" fn configure(at: *mut u8, length: usize) -> *const [usize; 8] {
     // SAFETY: the gateway has written that many bytes where `cabi_realloc` said.
     let config = unsafe { Vec::from_raw_parts(at, length, length) };
-    println!("configured");
+    if config.starts_with(b"{\"print") {
+        println!("configured");
+    }
     let drawn = RandomState::new().hash_one(0);
     CONFIGURED.set((String::from_utf8(config).expect("it is JSON"), drawn)).expect("once");
     // Ok, any number of requests, no ticks, any target.
@@ -63,6 +71,11 @@ extern "C" fn on_request() -> *const [usize; 22] {
         "/environment" => format!("{} {}", std::env::vars().count(), std::env::args().count()),
         "/input" => format!("{:?}", std::io::read_to_string(std::io::stdin()).map_err(|error| error.kind())),
         "/configured" => format!("{:?}", CONFIGURED.get()),
+        // Never given back; `/opens-1000`.
+        path if path.starts_with("/opens-") => {
+            let count: usize = path["/opens-".len()..].parse().expect("a number");
+            format!("{}", (0..count).map(|_| get_stdout()).count())
+        }
         "/panics" => panic!("as asked"),
         "/exits" => std::process::exit(1),
         "/sleeps" => {
