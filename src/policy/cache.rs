@@ -34,8 +34,12 @@ enum CacheError {
 
 /// The cache of this process; `None` where no folder is to be had, which the log explains.
 pub(super) fn open() -> Option<Cache> {
+    // Unit tests leave nothing behind.
+    if cfg!(test) {
+        return None;
+    }
     let folder = folder(|name| env::var_os(name).map(PathBuf::from), nix::unistd::geteuid().is_root())?;
-    let opened = prepare(&folder).and_then(|()| {
+    let opened = prepare(&folder).and_then(|folder| {
         let mut config = CacheConfig::new();
         config.with_directory(&folder).with_files_total_size_soft_limit(BYTES_MAX);
         config.with_file_count_soft_limit(FILE_COUNT_MAX);
@@ -68,14 +72,19 @@ fn folder(variable: impl Fn(&str) -> Option<PathBuf>, is_root: bool) -> Option<P
     Some(base.join("compiled"))
 }
 
-/// Makes the folder where it is missing, for us alone, and looks at who else could change it.
-fn prepare(folder: &Path) -> Result<(), CacheError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| CacheError::Io(folder.into(), e))?;
+/// Makes the folder where it is missing, for us alone, and looks at who else could change it. Returns its real path,
+/// because a link on the way to it could be turned elsewhere later.
+fn prepare(folder: &Path) -> Result<PathBuf, CacheError> {
+    let fault = |path: &Path, error| CacheError::Io(path.into(), error);
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| fault(folder, error))?;
+    if fs::symlink_metadata(folder).map_err(|error| fault(folder, error))?.is_symlink() {
+        return Err(CacheError::NotAFolder(folder.into()));
+    }
+    let real = fs::canonicalize(folder).map_err(|error| fault(folder, error))?;
     let own = nix::unistd::geteuid().as_raw();
-    for place in folder.ancestors() {
-        let is_folder = place == folder;
-        let found = if is_folder { fs::symlink_metadata(place) } else { fs::metadata(place) };
-        let found = found.map_err(|e| CacheError::Io(place.into(), e))?;
+    for place in real.ancestors() {
+        let is_folder = place == real;
+        let found = fs::symlink_metadata(place).map_err(|error| fault(place, error))?;
         if !found.is_dir() {
             return Err(CacheError::NotAFolder(place.into()));
         }
@@ -89,7 +98,7 @@ fn prepare(folder: &Path) -> Result<(), CacheError> {
             return Err(CacheError::Open(place.into(), mode));
         }
     }
-    Ok(())
+    Ok(real)
 }
 
 #[cfg(test)]

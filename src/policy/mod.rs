@@ -15,7 +15,9 @@
 //! `reuse_max`. Nothing of a request stays in an instance but what the module itself put into its memory.
 //!
 //! Deliberately absent: this module holds no client and no socket, and the linker offers none. The beginning of a body
-//! comes through [`BodyPort`], from whoever owns the client. No precompiled code is loaded from anywhere.
+//! comes through [`BodyPort`], from whoever owns the client. Of WASI there are clocks, random bytes, and a log behind standard
+//! output and error (`preview1`, `wasi`): no files, no sockets. Compiled code is loaded from a private folder of our own
+//! (`cache`) and from nowhere else.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
