@@ -16,7 +16,9 @@
 //!
 //! Deliberately absent: this module holds no client and no socket, and the linker offers none. The beginning of a body
 //! comes through [`BodyPort`], from whoever owns the client; callouts and the state of targets come through
-//! [`Services`], from whoever owns those. No precompiled code is loaded from anywhere.
+//! [`Services`], from whoever owns those. Of WASI there are clocks, random bytes, and a log behind standard output and
+//! error (`preview1`, `wasi`): no files, no sockets. Compiled code is loaded from a private folder of our own (`cache`)
+//! and from nowhere else.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +30,9 @@ use arc_swap::ArcSwap;
 mod bindings;
 mod body;
 mod breaker;
+mod cache;
 mod componentize;
+mod core;
 mod epoch;
 mod error;
 mod generation;
@@ -37,6 +41,7 @@ mod host;
 mod imports;
 mod limits;
 mod metrics;
+mod preview1;
 mod prove;
 mod reload;
 mod secret;
@@ -44,8 +49,10 @@ mod services;
 mod shared;
 mod snapshot;
 mod status;
-mod tick;
+mod stdio;
 mod store;
+mod tick;
+mod wasi;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use breaker::{BreakerOptions, BreakerState};

@@ -54,7 +54,10 @@ pub fn folder() -> TempDir {
 
 /// The program under test.
 pub fn baton() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_baton"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+    // Compiled policies stay with what else was built.
+    command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
+    command
 }
 
 /// A program of ours beside the one under test: an example.
