@@ -197,7 +197,8 @@ impl Gateway {
         {
             worker.settings.store(Arc::new(settings));
         }
-        // Of those that are gone the background work ends with them.
+        let is_kept = |old: &Arc<Policy>| policies.values().any(|new| Arc::ptr_eq(old, new));
+        self.policies.values().filter(|old| !is_kept(old)).for_each(|old| old.end());
         (self.policies, self.gates, self.log) = (policies, gates, log);
         self.policies.values().for_each(|policy| policy.begin());
         for (options, listener) in added {

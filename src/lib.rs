@@ -19,7 +19,8 @@
 //! # The life of a request
 //!
 //! 1. [`listener`] accepts the client (there is a place and a descriptor, or it waits in the kernel's queue) and gives it
-//!    to a task of [`connection`], which owns it from now on.
+//!    to a task of [`connection`], which owns it from now on. Where the listener names policies, they are asked first: served,
+//!    closed, or handed over as it is.
 //! 2. [`arrival`] looks at what has come and takes exactly the head. [`http::head`] understands it in one way, or it is
 //!    answered 400, 408, 414, 417, 431, 501 or 505 here; no policy sees it.
 //! 3. [`route`] finds policies and default: host, then exact path, then longest prefix.
@@ -27,12 +28,14 @@
 //!    body-prefix is served by [`exchange`], which shows the body and takes nothing.
 //! 5. [`connection`] has the one `match` over what was decided: abort, handoff, pass or respond.
 //! 6. A handoff moves the socket into [`handoff::send`] by way of [`target`]. Taken: our copy is closed. Refused: the socket
-//!    comes back inside the error, the next daemon is tried, at last the client is answered 503. Unread at the deadline:
+//!    comes back inside the error, the next daemon is tried, then the policy that decided is asked what else, up to three
+//!    times, at last the client is answered 503. Unread at the deadline:
 //!    answered and shut in one breath. Unanswered: closed, unwritten. Behind a response's head that was written here, what
 //!    would be an answer is a reset.
 //! 7. An answer is written by [`exchange`]; what nobody wanted of the body is drained, or the connection is closed in a way
 //!    that lets the answer arrive. Then the next head, in order.
-//! 8. The [`access_log`]'s line is written when it is dropped, whatever happened.
+//! 8. The [`access_log`]'s line is written when it is dropped, whatever happened; and the policies that were asked are told,
+//!    in tasks of their own.
 //!
 //! # The life of a reload
 //!
@@ -56,13 +59,14 @@
 //! What every request counts itself into, settings above all, each has to itself; targets are the same for all, because
 //! they count what is in flight. When a worker has nothing else to do, the messages that it has sent are looked at.
 //! The main thread drains and says what to reload; loading runs on threads of a lower priority ([`background`]), so that
-//! compiling takes no processor from requests. The access log, the log and the policies' clock have a thread each.
+//! compiling takes no processor from requests. The access log, the log and the policies' clock have a thread each, and so
+//! has every policy that ticks.
 //!
 //! # Invariants, by what is absent
 //!
 //! - Nothing but `connection`, and what it lends to by value, holds a client's socket. After a handoff there is no value
 //!   left to write to.
-//! - `policy` cannot open a socket or a file: its linker holds the interfaces of the contract, and what of them reaches
+//! - A policy cannot open a socket or a file: the linker holds the interfaces of the contract, and what of them reaches
 //!   outside goes through traits that `target` and `upstream` implement.
 //! - `handoff` imports nothing from the rest of the crate: it is what a daemon links.
 //! - `http` and `decision` touch no socket and no clock, and can be compiled without the rest, as the fuzz targets do.

@@ -119,10 +119,9 @@ fn text<'a>(line: &'a Value, key: &str) -> &'a str {
 
 /// What a policy said itself, as it came.
 fn said_by(gateway: &Gateway, policy: &str) -> Vec<String> {
-    let of = format!("policy=\"{policy}\"");
     let own = |line: &String| {
-        let (_, said) = line.split_once(" policy: ")?;
-        said.split_once(&format!(" {of}")).map(|(said, _)| said.to_owned())
+        let (said, _) = line.split_once(" INFO ")?.1.split_once(&format!(" policy=\"{policy}\" generation="))?;
+        Some(said.to_owned())
     };
     gateway.stderr.all().iter().filter_map(own).collect()
 }
@@ -285,7 +284,7 @@ fn a_listener_has_policies_with_that_hook_only_and_a_reload_changes_them() {
     let gateway = Gateway::start_in(folder, &format!("{rest}{}", listener("")), |c| c);
     assert_eq!(gateway.status("/"), 200);
     gateway.reload(&format!("{rest}{}", listener("policies = [\"none\"]")));
-    gateway.stderr.wait(0, &["listener[0].policies[0]", "policy \\\"none\\\" has no on-connect"]);
+    gateway.stderr.wait(0, &["listener[0].policies[0]", "policy \"none\" has no on-connect"]);
     assert_eq!(gateway.status("/"), 200);
     let before = gateway.reload(&format!("{rest}{}", listener("policies = [\"no\"]")));
     gateway.stderr.wait(before, &["configuration reloaded"]);
@@ -350,11 +349,7 @@ fn a_failed_handoff_is_answered_as_the_policy_says() {
         assert!(said.len() == 1 && said[0].contains(reason) && said[0].contains("request=01"), "{said:#?}");
         let line = gateway.log().into_iter().find(|line| text(line, "policy") == name).expect("logged");
         let error = text(&line, "error");
-        assert!(
-            error.starts_with("resolve: ") && error.contains(&format!("; on-handoff-failed: {}", &reason[..4]))
-                || error.contains(reason),
-            "{line}"
-        );
+        assert!(error.contains("; on-handoff-failed: ") && error.contains(reason), "{line}");
     }
 }
 
@@ -393,11 +388,11 @@ fn a_policy_is_told_what_failed_and_names_another_target_with_what_it_carried() 
     assert_eq!((&line["attempts"], &line["annotations"]["key"]), (&2.into(), &"second".into()), "{line}");
     let said = eventually("it was told of the end", || Some(said_by(&gateway, "names")).filter(|said| said.len() == 6));
     assert_eq!((&*said[0], &*said[2]), ("chat", "first"), "{said:?}");
-    assert!(said[1].contains("the path does not open"), "{said:?}");
+    assert!(said[1].contains("No such file or directory"), "{said:?}");
     assert_eq!(said[3..], ["handed-off", "spare", "second"], "the new carry goes on");
 
-    // ENOENT at resolve; then ECONNREFUSED at connect.
-    assert_eq!(gateway.status("/told"), 200 + 1 + 50 + 100 + 2);
+    // ENOENT at connect, then ECONNREFUSED.
+    assert_eq!(gateway.status("/told"), 200 + 1 + 10 + 50 + 100 + 2);
     drop(std::os::unix::net::UnixListener::bind(gateway.path("chat.sock")).expect("bound"));
     assert_eq!(gateway.status("/told"), 200 + 1 + 10 + 50 + 100 + 111);
     // Closed unread: at acknowledge, and the client is ours.
@@ -429,20 +424,24 @@ fn where_bytes_have_gone_only_pass_and_abort_are_honoured_and_of_unknown_fate_no
     // Stopped daemons: the message can be read later, so the client is ended.
     let daemon = Daemon::start(&chat, "seqpacket", "deaf", &[]);
     let gateway = Gateway::start_in(folder, &toml, |command| command);
+    let told = |name: &str, count: usize| {
+        let said = eventually("it was asked", || Some(said_by(&gateway, name)).filter(|said| said.len() >= count));
+        assert_eq!(said, vec!["key"; count], "{name}");
+    };
     let ask = |path: &str| gateway.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
     for name in ["answers", "passes"] {
         assert!(ask(&format!("/{name}")).starts_with("HTTP/1.1 503 "), "{name}");
-        assert_eq!(said_by(&gateway, name), ["key"]);
+        told(name, 1);
     }
     gateway.stderr.wait(0, &["respond cannot be done any more", "policy=answers"]);
     assert_eq!(ask("/aborts"), "");
-    assert_eq!(said_by(&gateway, "aborts"), ["key"]);
+    told("aborts", 1);
     assert_eq!(["outcome", "decision"].map(|key| text(&gateway.log_line(3), key).to_owned()), ["aborted", "abort"]);
     drop(daemon);
 
     // A reader of a part that has gone: nobody can know.
     let daemon = Daemon::start(&chat, "stream", "serve", &["short=1"]);
-    let _ = ask("/parts");
+    drop(ask("/parts"));
     daemon.wait("got", 1);
     let line = gateway.log_line(4);
     assert_ne!(text(&line, "outcome"), "responded", "{line}");
@@ -461,10 +460,44 @@ fn where_bytes_have_gone_only_pass_and_abort_are_honoured_and_of_unknown_fate_no
         client.get(&format!("/{name}"));
         assert!(client.until("\r\n\r\n").starts_with("HTTP/1.1 200 "), "{name}");
         assert!(client.was_reset(), "{name}");
-        assert_eq!(said_by(&gateway, name).len(), 2, "{name}");
+        told(name, 2);
         let line = gateway.log_line(5 + at);
         assert_eq!((text(&line, "outcome"), &line["status"]), (outcome, &200.into()), "{line}");
     }
+}
+
+#[test]
+fn a_failure_hook_sees_the_body_as_long_as_it_can_be_shown() {
+    let folder = folder();
+    let import = r#"(import "baton:policy/request@0.1.0" "body-prefix" (func $prefix (param i32 i32)))"#;
+    // Answers with the beginning of the body; otherwise says `nope`, and 500 and the error's number.
+    let hook = failed(
+        "(call $prefix (i32.const 5) (i32.const 600))
+         (if (i32.load8_u (i32.const 600))
+            (then (call $say (i32.const 16) (i32.const 4))
+                (call $respond (i32.add (i32.const 500) (i32.load8_u (i32.const 604)))))
+            (else (call $respond (i32.const 242)) (i64.store (i32.const 1040) (i64.load (i32.const 604)))))",
+    );
+    let module = format!("(module {import} {PRELUDE} {TO_CHAT} {hook})");
+    fs::write(folder.path().join("reads.wat"), module).expect("written");
+    let gateway = start(folder, &(policy("reads", "") + &route("/", &["reads"])));
+    let mut client = gateway.client();
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n";
+    for expects in ["", "Expect: 100-continue\r\n"] {
+        client.send(format!("{head}{expects}\r\n"));
+        if !expects.is_empty() {
+            assert_eq!(client.until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        client.send("hello world");
+        let answer = client.answer();
+        assert_eq!((answer.status, &*answer.body), (242, "hello"));
+    }
+    // Sent, and unread at the deadline: there is nobody any more who could show it.
+    let _daemon = Daemon::start(&gateway.path("chat.sock"), "seqpacket", "deaf", &[]);
+    assert!(gateway.ask(&format!("{head}\r\nhello world")).starts_with("HTTP/1.1 503 "));
+    let said = || said_by(&gateway, "reads");
+    eventually("not available", || (!said().is_empty()).then_some(()));
+    assert_eq!(said(), ["nope"]);
 }
 
 // === What is over ===
@@ -558,7 +591,8 @@ fn a_complete_hook_that_fails_is_nobodys_matter_but_the_logs() {
         let opened = ["breaker opened", &format!("policy={name}"), "hook=\"on-complete\"", "generation=1"];
         gateway.stderr.wait(0, &opened);
         let said = failures_of(&gateway, name, "on-complete");
-        assert_eq!(said.len(), 3, "{said:#?}");
+        // The one that opened it is said when it has.
+        assert!(matches!(said.len(), 2 | 3), "{said:#?}");
         assert!(said.iter().all(|line| line.contains("request=01") && line.contains("generation=1")), "{said:#?}");
     }
 }
@@ -698,9 +732,9 @@ fn a_policy_that_fails_too_often_is_not_asked_for_a_while_and_then_once() {
         let status = ask(name, "");
         if began.elapsed() < Duration::from_secs(1) {
             assert_eq!((status, asked()), (otherwise, before), "nobody asked it");
-            let lines = gateway.log();
-            let line = lines.iter().rev().find(|line| text(line, "policy") == name).expect("logged");
-            assert_eq!(text(line, "error"), "not asked: the breaker is open after too many failures", "{line}");
+            let said = "not asked: the breaker is open after too many failures";
+            let is_it = |line: &Value| text(line, "policy") == name && text(line, "error") == said;
+            eventually("it is said of the request", || gateway.log().iter().any(is_it).then_some(()));
         }
         // The trial fails, and there is another pause; the next trial does not.
         eventually("a trial", || {
@@ -712,11 +746,10 @@ fn a_policy_that_fails_too_often_is_not_asked_for_a_while_and_then_once() {
         eventually("a trial that succeeds", || (ask(name, "") == 242).then_some(()));
         gateway.stderr.wait(0, &["INFO", "breaker closed", &format!("policy={name} ")]);
         assert_eq!([ask(name, ""), ask(name, "X-Fail: 1\r\n"), ask(name, "")], [242, otherwise, 242]);
-        assert_eq!(
-            failures_of(&gateway, name, "on-request").len(),
-            5,
-            "a line for each failure, none for who is not asked"
-        );
+        // A line for each failure, and none for who was not asked.
+        let count = || failures_of(&gateway, name, "on-request").len();
+        eventually("five failures", || (count() >= 5).then_some(()));
+        assert_eq!(count(), 5);
     }
 }
 

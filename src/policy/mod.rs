@@ -192,7 +192,7 @@ struct Past {
 enum Ticking {
     /// Its configuration is not in force.
     #[default]
-    NotYet,
+    Not,
     InForce(#[expect(dead_code, reason = "dropped, it ends")] Option<Ticks>),
 }
 
@@ -256,9 +256,14 @@ impl Policy {
     /// Its configuration is in force from now on: background work begins.
     pub fn begin(&self) {
         let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*ticks, Ticking::NotYet) {
+        if matches!(*ticks, Ticking::Not) {
             *ticks = Ticking::InForce(Ticks::begin(&self.current()));
         }
+    }
+
+    /// Its configuration is in force no more: background work ends, though connections that are idle still know the policy.
+    pub fn end(&self) {
+        *self.ticks.lock().unwrap_or_else(PoisonError::into_inner) = Ticking::Not;
     }
 
     /// Reads the file again, and swaps the generation if it is another and can be used. Blocking: call it off the

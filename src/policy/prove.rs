@@ -103,7 +103,10 @@ pub(super) fn prove(
         Template::new(engine, component, Arc::clone(identity), Arc::clone(tally), limits, suspends)
     };
     let configures = hooks.contains(&"configure");
-    let imports = component.component_type().imports(component.engine()).map(|(name, _)| name.to_owned()).collect();
+    let world = component.component_type();
+    let imports = world.imports(component.engine()).map(|(name, _)| name.to_owned());
+    // Types alone give nothing.
+    let imports = imports.filter(|name| !name.starts_with("baton:policy/types@")).collect();
     let mut proven = Proven { template: template(&component)?, hooks, imports, requirements: None };
     let mut deadline = Deadline::after(options.configure_deadline);
     match prepared {

@@ -172,6 +172,7 @@ mod tests {
     use crate::policy::Options;
     use crate::policy::body::BodyPort;
     use crate::policy::epoch::Deadline;
+    use crate::request::Peer;
     use crate::request::{Id, Origin};
     use request::Host as _;
 
@@ -182,7 +183,7 @@ mod tests {
         let request = Arc::new(Request::new(Id::new(), head, Arc::new(origin), Some("/v1/".into())));
         Imports {
             identity: Arc::new(Identity::new(&Arc::default(), &Options::new("p", "p.wasm".into()), 1)),
-            call: Some(Call { request, body: BodyPort::empty() }),
+            call: Some(Call { request, body: BodyPort::empty(), response: None }),
             deadline: Deadline::after(Duration::from_secs(1)),
             spoke: false,
             callouts: 0,
