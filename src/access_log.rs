@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use crate::counts::{Counts, Ended};
 use crate::decision::Outcome;
 use crate::request::Request;
 
@@ -245,14 +246,29 @@ fn write_some(file: &mut dyn Write, bytes: &[u8]) -> (usize, std::io::Result<()>
     (written, Ok(()))
 }
 
-/// The line of one request. Written when it is dropped.
+/// What is made of the requests that are over.
+#[derive(Clone, Debug, Default)]
+pub struct Sinks {
+    /// A line for each.
+    pub log: Option<AccessLog>,
+    /// Figures; those of this worker.
+    pub counts: Option<Arc<Counts>>,
+}
+
+impl Sinks {
+    fn are_there(&self) -> bool {
+        self.log.is_some() || self.counts.is_some()
+    }
+}
+
+/// The line of one request. Written, and counted, when it is dropped.
 #[derive(Debug)]
 pub struct Line(Option<Box<Pending>>);
 
-/// A record that is being filled in, and the log that it is for; without one, somebody else wants to read it.
+/// A record that is being filled in, and what it is for; without any of it, somebody else wants to read it.
 #[derive(Debug)]
 struct Pending {
-    log: Option<AccessLog>,
+    sinks: Sinks,
     record: Record,
 }
 
@@ -305,15 +321,17 @@ pub struct Record {
 }
 
 impl Line {
-    /// The line of a request that has begun to arrive. Without a log it costs nothing.
-    pub fn begin(log: Option<&AccessLog>, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
-        Self(log.map(|log| Box::new(Pending { log: Some(log.clone()), record: Record::begin(id, origin) })))
+    /// The line of a request that has begun to arrive. Where nobody wants to know it costs nothing.
+    pub fn begin(sinks: &Sinks, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
+        let pending = || Box::new(Pending { sinks: sinks.clone(), record: Record::begin(id, origin) });
+        Self(sinks.are_there().then(pending))
     }
 
     /// Keeps a record of the request also where there is no log: somebody will want to [read](Self::record) it.
     pub fn keep(&mut self, request: &Request) {
         if self.0.is_none() {
-            self.0 = Some(Box::new(Pending { log: None, record: Record::begin(request.id, &request.origin) }));
+            self.0 =
+                Some(Box::new(Pending { sinks: Sinks::default(), record: Record::begin(request.id, &request.origin) }));
             self.request(request);
         }
     }
@@ -343,14 +361,14 @@ impl Line {
         });
     }
 
-    /// Fills in what is known by now; without a log, `fill` is not called.
+    /// Fills in what is known by now; where nobody wants to know, `fill` is not called.
     pub fn set(&mut self, fill: impl FnOnce(&mut Record)) {
         if let Some(pending) = &mut self.0 {
             fill(&mut pending.record);
         }
     }
 
-    /// The time, if there is a log that wants to know how long something took.
+    /// The time, if anybody wants to know how long something took.
     pub fn clock(&self) -> Option<Instant> {
         self.0.is_some().then(Instant::now)
     }
@@ -369,13 +387,34 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let Some(pending) = &mut self.0 else { return };
-        let Pending { log: Some(log), record } = &mut **pending else { return };
+        let Pending { sinks, record } = &mut **pending;
+        if !sinks.are_there() {
+            return;
+        }
         record.duration_us = micros(record.began.elapsed());
-        log.write(record);
+        if let Some(counts) = &sinks.counts {
+            counts.count(&record.ended());
+        }
+        if let Some(log) = &sinks.log {
+            log.write(record);
+        }
     }
 }
 
 impl Record {
+    fn ended(&self) -> Ended {
+        Ended {
+            outcome: self.outcome,
+            status: self.status,
+            attempts: self.attempts,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration_us: self.duration_us,
+            decide_us: self.decide_us,
+            handoff_us: self.handoff_us,
+        }
+    }
+
     fn begin(id: crate::request::Id, origin: &crate::request::Origin) -> Self {
         Self {
             time: SystemTime::now(),
@@ -472,9 +511,9 @@ mod tests {
         Origin { peer: Peer::Tcp(address), local: "127.0.0.1:80".into(), listener: "http".into() }
     }
 
-    fn lines(options: &Options, path: &std::path::Path, fill: impl FnOnce(&AccessLog)) -> Vec<String> {
+    fn lines(options: &Options, path: &std::path::Path, fill: impl FnOnce(&Sinks)) -> Vec<String> {
         let log = AccessLog::open(options).expect("a temporary file");
-        fill(&log);
+        fill(&Sinks { log: Some(log.clone()), counts: None });
         log.flush();
         std::fs::read_to_string(path).expect("written").lines().map(str::to_owned).collect()
     }
@@ -485,8 +524,8 @@ mod tests {
         let path = folder.path().join("log");
         let options = Options { sink: Sink::File(path.clone()), format: Format::Json };
         let got = lines(&options, &path, |log| {
-            drop(Line::begin(Some(log), Id::new(), &origin()));
-            let mut line = Line::begin(Some(log), Id::new(), &origin());
+            drop(Line::begin(log, Id::new(), &origin()));
+            let mut line = Line::begin(log, Id::new(), &origin());
             line.annotate(vec![("user".into(), "a".into()), ("user".into(), "b\n".into())]);
             line.set(|r| (r.outcome, r.status) = (Outcome::Responded, Some(200)));
         });
@@ -507,12 +546,12 @@ mod tests {
         let (path, old) = (folder.path().join("log"), folder.path().join("old"));
         let options = Options { sink: Sink::File(path.clone()), format: Format::Combined };
         let got = lines(&options, &path, |log| {
-            drop(Line::begin(Some(log), Id::new(), &origin()));
-            log.flush();
+            drop(Line::begin(log, Id::new(), &origin()));
+            log.log.as_ref().expect("there is one").flush();
             std::fs::rename(&path, &old).expect("renamed");
-            drop(Line::begin(Some(log), Id::new(), &origin()));
-            log.reopen();
-            drop(Line::begin(Some(log), Id::new(), &origin()));
+            drop(Line::begin(log, Id::new(), &origin()));
+            log.log.as_ref().expect("there is one").reopen();
+            drop(Line::begin(log, Id::new(), &origin()));
         });
         assert_eq!((got.len(), std::fs::read_to_string(&old).expect("there").lines().count()), (1, 2));
         assert!(got[0].starts_with("192.0.2.1 - - ["), "{}", got[0]);

@@ -159,6 +159,18 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Aborted,
+        Self::ClientError,
+        Self::ClientGone,
+        Self::HandedOff,
+        Self::PolicyError,
+        Self::Refused,
+        Self::Responded,
+        Self::Unanswered,
+    ];
+
     /// The stable word for it in the access log.
     pub fn word(self) -> &'static str {
         match self {

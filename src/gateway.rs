@@ -12,10 +12,12 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
-use crate::access_log::{self, AccessLog};
+use crate::access_log::{self, AccessLog, Sinks};
+use crate::admin::{self, Admin};
 use crate::admission::Admission;
 use crate::config::{self, Config, Fault, Faults};
 use crate::connection::{Gates, Settings, Worker, serve};
+use crate::counts::Counts;
 use crate::drain::{Drain, Guard};
 use crate::listener::{self, Accept, Listener};
 use crate::policy::{Engine, Policy, Services};
@@ -31,6 +33,7 @@ pub type Policies = HashMap<String, Arc<Policy>>;
 pub struct Loaded {
     config: Config,
     policies: Policies,
+    engine: Engine,
 }
 
 /// Loads a configuration's policies. Those that are the same as in `previous` are taken over, and their files are looked
@@ -62,7 +65,7 @@ pub fn load(config: Config, engine: &Engine, previous: &Policies) -> Result<Load
             faults.push(Fault { message: format!("policy {name:?} has no on-connect"), ..place.clone() });
         }
     }
-    if faults.is_empty() { Ok(Loaded { config, policies }) } else { Err(Faults(faults)) }
+    if faults.is_empty() { Ok(Loaded { config, policies, engine: engine.clone() }) } else { Err(Faults(faults)) }
 }
 
 /// What cannot be had of the system.
@@ -92,10 +95,22 @@ pub struct Gateway {
     admission: Arc<Admission>,
     listening: Vec<Listening>,
     workers: Vec<WorkerThread>,
+    counts: Vec<Arc<Counts>>,
+    view: Arc<admin::View>,
+    admin: Option<Administered>,
     user: Option<String>,
     drain_timeout: Duration,
     drain: Drain,
     guard: Guard,
+}
+
+/// The operator's address while it answers.
+#[derive(Debug)]
+struct Administered {
+    address: listener::Address,
+    /// As it is shown to people.
+    shown: String,
+    stop: Drain,
 }
 
 /// An address while it accepts.
@@ -123,10 +138,11 @@ impl Gateway {
     /// # Errors
     /// What the system refuses; nothing is left running.
     pub fn start(loaded: Loaded) -> Result<Self, StartError> {
-        let Loaded { config, policies } = loaded;
+        let Loaded { config, policies, engine } = loaded;
         let descriptors = raise_descriptor_limit();
         let log = open_log(config.access_log.as_ref(), None)?;
         let listeners = bind(&config.listeners, &[], config.workers)?;
+        let admin = config.admin.as_ref().map(bind_admin).transpose()?;
         if let Some(name) = &config.user {
             become_user(name).map_err(|error| StartError::User(name.clone(), error))?;
         }
@@ -135,12 +151,30 @@ impl Gateway {
         let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
         let gates = gates(&config.listeners, &policies, &[], &Gates::default());
         policies.values().for_each(|policy| policy.begin());
-        let workers = settings(config, &policies, log.as_ref(), gates.clone(), count)
+        let counts: Vec<_> = (0..count).map(|_| Arc::<Counts>::default()).collect();
+        let workers: Vec<_> = settings(config, &policies, log.as_ref(), gates.clone(), &counts)
             .enumerate()
             .map(|(index, settings)| spawn_worker(Worker::new(index, count, settings), &admission))
             .collect::<Result<_, _>>()?;
-        let mut gateway =
-            Self { policies, gates, log, admission, listening: Vec::new(), workers, user, drain_timeout, drain, guard };
+        let targets = workers.first().map(|w: &WorkerThread| Arc::clone(&w.worker));
+        let view =
+            Arc::new(admin::View::new(engine, policies.clone(), counts.clone(), Arc::clone(&admission), targets));
+        let admin = admin.map(|(address, admin)| Administered::begin(address, admin, &view)).transpose()?;
+        let mut gateway = Self {
+            policies,
+            gates,
+            log,
+            admission,
+            listening: Vec::new(),
+            workers,
+            counts,
+            view,
+            admin,
+            user,
+            drain_timeout,
+            drain,
+            guard,
+        };
         for (options, listener) in listeners {
             gateway.listen(options, listener);
         }
@@ -152,6 +186,16 @@ impl Gateway {
         self.listening.iter().map(|l| &l.listener)
     }
 
+    /// The operator's address, as it is shown to people.
+    pub fn admin(&self) -> Option<&str> {
+        self.admin.as_ref().map(|admin| &*admin.shown)
+    }
+
+    /// What the operator is shown.
+    pub fn view(&self) -> &Arc<admin::View> {
+        &self.view
+    }
+
     /// The policies in force.
     pub fn policies(&self) -> &Policies {
         &self.policies
@@ -160,7 +204,7 @@ impl Gateway {
     /// A way to the access log in force, whatever is reloaded.
     pub fn access_log(&self) -> impl Fn() -> Option<AccessLog> + use<> {
         let worker = self.workers.first().map(|w| Arc::clone(&w.worker));
-        move || worker.as_ref()?.settings.load().log.clone()
+        move || worker.as_ref()?.settings.load().sinks.log.clone()
     }
 
     /// Puts another configuration into force, all of it or nothing. Requests under way keep the old one.
@@ -168,7 +212,7 @@ impl Gateway {
     /// # Errors
     /// What the system refuses, or what cannot change while it runs.
     pub fn replace(&mut self, loaded: Loaded) -> Result<(), StartError> {
-        let Loaded { config, policies } = loaded;
+        let Loaded { config, policies, engine: _ } = loaded;
         if config.workers != self.workers.len() {
             tracing::warn!("gateway.workers changes with a restart only");
         }
@@ -185,15 +229,24 @@ impl Gateway {
         let log = open_log(config.access_log.as_ref(), self.log.as_ref())?;
         let kept: Vec<_> = self.listening.iter().map(|l| l.options.clone()).collect();
         let added = bind(&config.listeners, &kept, self.workers.len())?;
+        let wanted =
+            config.admin.as_ref().filter(|(address, _)| self.admin.as_ref().is_none_or(|a| a.address != *address));
+        let new = wanted.map(bind_admin).transpose()?;
+        let new = new.map(|(address, admin)| Administered::begin(address, admin, &self.view)).transpose()?;
 
         // Nothing fails from here on.
         let wanted: Vec<_> = config.listeners.iter().map(|l| l.options.clone()).collect();
         self.drain_timeout = config.drain_timeout;
         self.admission.set_max(config.connections_max);
-        let count = self.workers.len();
+        if let Some(new) = new {
+            tracing::info!("admin on {}", new.shown);
+            self.admin = Some(new);
+        } else if config.admin.is_none() && self.admin.take().is_some() {
+            tracing::info!("no admin address any more");
+        }
         let gates = gates(&config.listeners, &policies, &self.listening, &self.gates);
         for (WorkerThread { worker, .. }, settings) in
-            self.workers.iter().zip(settings(config, &policies, log.as_ref(), gates.clone(), count))
+            self.workers.iter().zip(settings(config, &policies, log.as_ref(), gates.clone(), &self.counts))
         {
             worker.settings.store(Arc::new(settings));
         }
@@ -201,6 +254,7 @@ impl Gateway {
         self.policies.values().filter(|old| !is_kept(old)).for_each(|old| old.end());
         (self.policies, self.gates, self.log) = (policies, gates, log);
         self.policies.values().for_each(|policy| policy.begin());
+        self.view.policies.store(Arc::new(self.policies.clone()));
         for (options, listener) in added {
             tracing::info!("listening on {listener}");
             self.listen(options, listener);
@@ -230,7 +284,8 @@ impl Gateway {
     /// Stops accepting, finishes what has begun within the grace period, and ends. Idle connections are closed now; clients
     /// that were handed over are not waited for. `cut` ends the grace period early.
     pub async fn drain(self, cut: impl Future<Output = ()>) {
-        let Self { listening, drain, guard, workers, drain_timeout, log, admission, .. } = self;
+        let Self { listening, drain, guard, workers, drain_timeout, log, admission, view, admin, .. } = self;
+        view.drain();
         // First, so that nobody who is accepted from here on is promised another request.
         drain.start();
         for listening in &listening {
@@ -250,7 +305,7 @@ impl Gateway {
                 tracing::error!("a worker had panicked");
             }
         }
-        drop(listening);
+        drop((listening, admin));
         if let Some((_, log)) = log {
             log.flush();
         }
@@ -264,9 +319,9 @@ fn settings<'a>(
     policies: &'a Policies,
     log: Option<&'a (access_log::Options, AccessLog)>,
     gates: Gates,
-    count: usize,
+    counts: &'a [Arc<Counts>],
 ) -> impl Iterator<Item = Settings> + use<'a> {
-    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, .. } = config;
+    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, admin, .. } = config;
     let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
     let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
     // All of them run on one engine.
@@ -282,13 +337,13 @@ fn settings<'a>(
         policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
         default: r.default,
     };
-    (0..count).map(move |_| Settings {
+    counts.iter().map(move |counts| Settings {
         limits: limits.clone(),
         routes: Table::new(routes.iter().cloned().map(route).collect()),
         gates: gates.clone(),
         targets: Arc::clone(&targets),
         pages: pages.clone(),
-        log: log.map(|(_, log)| log.clone()),
+        sinks: Sinks { log: log.map(|(_, log)| log.clone()), counts: admin.is_some().then(|| Arc::clone(counts)) },
     })
 }
 
@@ -306,6 +361,29 @@ fn gates(listeners: &[config::Listener], policies: &Policies, listening: &[Liste
         gates.set(&l.options.name, before.of(&l.options.name).to_vec());
     }
     gates
+}
+
+impl Administered {
+    fn begin(address: listener::Address, admin: Admin, view: &Arc<admin::View>) -> io::Result<Self> {
+        let (stop, until) = Drain::new();
+        let shown = admin.to_string();
+        admin.begin(Arc::clone(view), &until)?;
+        Ok(Self { address, shown, stop })
+    }
+}
+
+impl Drop for Administered {
+    fn drop(&mut self) {
+        self.stop.start();
+    }
+}
+
+/// Binds the operator's address.
+fn bind_admin((address, place): &(listener::Address, Fault)) -> Result<(listener::Address, Admin), StartError> {
+    match Admin::bind(address) {
+        Ok(admin) => Ok((address.clone(), admin)),
+        Err(error) => Err(StartError::Bind(Fault { message: error.to_string(), ..place.clone() })),
+    }
 }
 
 type OpenLog = Option<(access_log::Options, AccessLog)>;

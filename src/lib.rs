@@ -79,6 +79,8 @@
 #[cfg(feature = "gateway")]
 pub mod access_log;
 #[cfg(feature = "gateway")]
+pub mod admin;
+#[cfg(feature = "gateway")]
 pub mod admission;
 #[cfg(feature = "gateway")]
 pub mod arrival;
@@ -92,6 +94,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "gateway")]
 pub mod connection;
+#[cfg(feature = "gateway")]
+pub mod counts;
 #[cfg(feature = "gateway")]
 pub mod decision;
 #[cfg(feature = "gateway")]

@@ -115,6 +115,7 @@ impl Configuration {
         let faults = match built {
             Ok(loaded) => match gateway.replace(loaded) {
                 Ok(()) => {
+                    gateway.view().configuration.count(true);
                     (self.wanted, self.said) = (Vec::new(), None);
                     tracing::info!("configuration reloaded");
                     return;
@@ -123,6 +124,7 @@ impl Configuration {
             },
             Err(faults) => faults.0.iter().map(ToString::to_string).collect(),
         };
+        gateway.view().configuration.count(false);
         self.wanted = modules;
         let said = Some(faults.join("\n"));
         if wish == Wish::Operators || self.said != said {

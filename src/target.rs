@@ -243,6 +243,13 @@ impl Table {
         Self { by_name, prefixes, options }
     }
 
+    /// The names of all targets of the configuration, in order.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.by_name.keys().map(|name| &**name).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// How a target's daemons are spoken to, if there is one of that name: those of a path in [`Dialect::Auto`].
     pub fn dialect(&self, name: &str) -> Option<Dialect> {
         match self.named(name) {

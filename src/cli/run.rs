@@ -49,6 +49,9 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
         for listener in gateway.listening() {
             super::say(&format!("listening on {listener}"));
         }
+        if let Some(admin) = gateway.admin() {
+            super::say(&format!("admin on {admin}"));
+        }
         // Nobody may be listening: that is systemd's business.
         drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
         ready(&gateway);

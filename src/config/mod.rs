@@ -33,6 +33,8 @@ pub struct Config {
     pub user: Option<String>,
     /// Where requests are logged.
     pub access_log: Option<access_log::Options>,
+    /// Where the operator asks, and the place of that in the file.
+    pub admin: Option<(listener::Address, Fault)>,
     /// Clients that the gateway owns at a time.
     pub connections_max: usize,
     /// What bounds a client.

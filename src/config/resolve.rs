@@ -44,6 +44,7 @@ impl<'a> Resolver<'a> {
             drain_timeout: file.gateway.drain_timeout.map_or(Duration::from_secs(30), |t| t.0),
             user: file.gateway.user.clone(),
             access_log: self.gateway(&file.gateway),
+            admin: self.admin(&file.gateway),
             connections_max: self.connections_max(&file.limits),
             limits: self.limits(&file.limits),
             listeners: self.listeners(&file.listener, &file.policy),
@@ -76,10 +77,7 @@ impl<'a> Resolver<'a> {
 
     fn gateway(&mut self, file: &GatewayFile) -> Option<access_log::Options> {
         let key = Key::of("gateway");
-        self.not_served(
-            &key,
-            &[("admin", file.admin.is_some()), ("trusted_proxies", !file.trusted_proxies.is_empty())],
-        );
+        self.not_served(&key, &[("trusted_proxies", !file.trusted_proxies.is_empty())]);
         if file.workers.is_some_and(|workers| workers > WORKERS_MAX) {
             self.fault(&key.name("workers"), format!("at most {WORKERS_MAX}"));
         }
@@ -101,6 +99,17 @@ impl<'a> Resolver<'a> {
             Some(LogFormat::Json) | None => access_log::Format::Json,
         };
         Some(access_log::Options { sink, format })
+    }
+
+    fn admin(&mut self, file: &GatewayFile) -> Option<(listener::Address, Fault)> {
+        let key = Key::of("gateway").name("admin");
+        match listener::Address::parse(file.admin.as_deref()?) {
+            Ok(address) => Some((address, self.source.fault(&key, ""))),
+            Err(error) => {
+                self.fault(&key, error);
+                None
+            }
+        }
     }
 
     fn connections_max(&mut self, file: &LimitsFile) -> usize {

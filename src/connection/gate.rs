@@ -51,7 +51,7 @@ pub(super) async fn pass(worker: &Worker, client: Client, origin: &Origin) -> Op
     }
     // What a request has, a connection has too: it is named in the log by it.
     let id = Id::new();
-    let mut line = Line::begin(settings.log.as_ref(), id, origin);
+    let mut line = Line::begin(&settings.sinks, id, origin);
     for policy in policies {
         let generation = policy.current();
         let began = line.clock();

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use self::account::Account;
 use self::decide::{Decided, Denied};
 pub use self::gate::Gates;
-use crate::access_log::{AccessLog, Line};
+use crate::access_log::{Line, Sinks};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
 use crate::client::Client;
@@ -45,8 +45,8 @@ pub struct Settings {
     pub targets: Arc<target::Table>,
     /// Pages that replace the built-in ones.
     pub pages: ErrorPages,
-    /// Where requests are logged.
-    pub log: Option<AccessLog>,
+    /// Where requests are logged and counted.
+    pub sinks: Sinks,
 }
 
 /// What bounds a client.
@@ -124,7 +124,7 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
     loop {
         let settings = worker.settings.load_full();
         let id = Id::new();
-        let begin = || Line::begin(worker.settings.load().log.as_ref(), id, &origin);
+        let begin = || Line::begin(&worker.settings.load().sinks, id, &origin);
         let (exchange, head, line) = match arrival::next(&mut client, turn, &settings.limits, &mut guard, begin).await {
             Arrival::Fault(fault, presence, line) => {
                 let mut line = Account::new(line);

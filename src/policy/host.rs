@@ -20,14 +20,14 @@ use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
+use super::preview1;
 use super::prove::{COMPLETE_HOOK, CONNECTION_HOOK, FAILURE_HOOK, RESPONSE_HOOK};
-use super::status::{Alive, Tally};
 use super::services::Services;
 use super::shared::Registry;
-use crate::metrics::Exposition;
-use super::preview1;
+use super::status::{Alive, Tally};
 use super::stdio::{Standard, Stdio};
 use super::{cache, wasi};
+use crate::metrics::Exposition;
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
