@@ -32,8 +32,9 @@ fn guest(folder: &TempDir) {
 
 /// A policy with that guest, and a route of its name.
 fn policy(name: &str, rest: &str) -> String {
+    let deadline = if rest.contains("\ndeadline") { "" } else { "deadline = \"100ms\"\n" };
     format!(
-        "[policy.{name}]\nmodule = \"DIR/imports.wasm\"\ndeadline = \"100ms\"\n{rest}\n\
+        "[policy.{name}]\nmodule = \"DIR/imports.wasm\"\n{deadline}{rest}\n\
          [[route]]\npath = \"/{name}\"\npolicies = [\"{name}\"]\n"
     )
 }
@@ -45,8 +46,12 @@ fn start(toml: &str) -> Gateway {
 }
 
 fn whole(toml: &str) -> String {
-    format!("[gateway]\nworkers = 2\n{toml}LISTEN")
+    let workers = if toml.contains("workers = ") { "" } else { "[gateway]\nworkers = 2\n" };
+    format!("{workers}{toml}LISTEN")
 }
+
+/// For tests that have to know which instance is asked.
+const ONE_WORKER: &str = "[gateway]\nworkers = 1\n";
 
 /// What the guest says, line by line.
 #[track_caller]
@@ -88,18 +93,23 @@ fn clocks_go_on_and_random_bytes_are_bounded() {
     gateway.stderr.wait(0, &["trap: random.bytes: 65537 bytes are asked for, 65536 can be had at once"]);
 }
 
-/// The guest counts a panic in its store only if it says so before: what it does after the clocks is done twice.
+/// A trap may be the fault of what an earlier request left behind: it is tried again where nobody would see it twice.
 #[test]
 fn a_trap_behind_clock_and_random_is_tried_again_and_behind_the_others_not() {
-    let gateway = start(&policy("p", ""));
-    // A call that is tried again ends in the same trap, in an instance of its own: only the fuel of time tells.
-    for (commands, tries) in
-        [("wall;random 4;panic", 2), ("secret x;panic", 2), ("get a;panic", 1), ("count a 1;panic", 1)]
-    {
-        let from = gateway.stderr.count();
-        assert_eq!(ask(&mut gateway.client(), "p", &format!("{commands}")).0, 503);
-        gateway.stderr.wait(from, &["policy failed"]);
-        let _ = tries;
+    let upstream = Upstream::start();
+    let gateway = start(&(ONE_WORKER.to_owned() + &calling(&upstream, "")));
+    for (command, status) in [
+        ("wall", 200),
+        ("monotonic", 200),
+        ("random 4", 200),
+        ("secret x", 200),
+        ("get a", 503),
+        ("count a 1", 503),
+        ("status a", 503),
+        ("fetch app GET /bytes/1 1000", 503),
+    ] {
+        tell(&gateway, "p", "mark");
+        assert_eq!(ask(&mut gateway.client(), "p", &format!("{command};trap-if-marked")).0, status, "{command}");
     }
 }
 
@@ -337,10 +347,9 @@ fn what_targets_yields_can_be_handed_over_to_and_failures_are_seen() {
     // A daemon that fails is down, and up again when a moment has passed.
     assert!(handed("p", "gone").starts_with("HTTP/1.1 503"));
     let down = lines("status gone;members gone;pick gone hash k");
-    let error = "resolve: no such socket";
     assert!(
         down[0].starts_with("gone down 0 - ") && down[1].starts_with("gone/0 down 0 - ") && down[2] == "none",
-        "{down:?} {error}"
+        "{down:?}"
     );
     eventually("it is up again", || (lines("pick gone hash k") == ["gone/0"]).then_some(()));
     assert!(
@@ -599,7 +608,7 @@ fn connections_are_kept_and_closed_when_their_time_is_over() {
     let upstream = Upstream::start();
     let toml =
         upstream.toml("app", "keep_alive = 1\nkeep_alive_timeout = \"300ms\"") + &policy("p", "upstreams = [\"app\"]");
-    let gateway = start(&toml.replace("workers = 2", "workers = 1"));
+    let gateway = start(&(ONE_WORKER.to_owned() + &toml));
     let before = gateway.ledger();
     let mut client = gateway.client();
     for _ in 0..5 {
@@ -622,10 +631,7 @@ fn connections_are_kept_and_closed_when_their_time_is_over() {
 #[test]
 fn only_the_asking_instance_waits() {
     let upstream = Upstream::start();
-    let gateway = start(
-        &("[gateway]\nworkers = 1\n".to_owned()
-            + &calling(&upstream, "deadline = \"20ms\"").replace("deadline = \"100ms\"\n", "")),
-    );
+    let gateway = start(&(ONE_WORKER.to_owned() + &calling(&upstream, "deadline = \"20ms\"")));
     let mut waiting: Vec<_> = (0..20).map(|_| gateway.client()).collect();
     for client in &mut waiting {
         client.send("GET /p HTTP/1.1\r\nHost: x\r\nx-do: fetch app GET /hang 1500;increment n 1\r\n\r\n");

@@ -56,11 +56,19 @@ impl Generation {
         let proven = prove::prove(engine, options, &identity, file)?;
         let mut reuse_max = options.reuse_max;
         let mut targets = options.targets.clone();
+        let mut upstreams = options.upstreams.clone();
         if let Some(requirements) = &proven.requirements {
             reuse_max = reuse_max.min(requirements.max_reuse);
-            targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
+            let is_upstream = |name: &String| options.upstreams.contains(name);
+            let is_target = |name: &String| options.known_targets.as_ref().is_some_and(|known| known.contains(name));
+            let (called, mut named) = requirements.targets.iter().cloned().partition::<Vec<_>, _>(is_upstream);
+            named.extend(called.iter().filter(|name| is_target(name)).cloned());
+            targets = narrow(targets, options.known_targets.as_deref(), &named)?;
+            if !called.is_empty() {
+                upstreams = called;
+            }
         }
-        identity.put_in_force(targets.clone());
+        identity.put_in_force(targets.clone(), upstreams);
         let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -105,7 +113,7 @@ impl Generation {
         &self.proven.hooks
     }
 
-    /// Whether it may ask for the beginning of a body. If not, no [`BodyPort::open`] is needed.
+    /// Whether it may wait, for the beginning of a body or for a callout. If not, no [`BodyPort::open`] is needed.
     pub fn reads_body(&self) -> bool {
         self.proven.template.suspends()
     }
