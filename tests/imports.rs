@@ -106,7 +106,7 @@ fn a_trap_behind_clock_and_random_is_tried_again_and_behind_the_others_not() {
         ("get a", 503),
         ("count a 1", 503),
         ("status a", 503),
-        ("fetch app GET /bytes/1 1000", 503),
+        ("fetch app GET /bytes/1 20000", 503),
     ] {
         tell(&gateway, "p", "mark");
         assert_eq!(ask(&mut gateway.client(), "p", &format!("{command};trap-if-marked")).0, status, "{command}");
@@ -237,7 +237,7 @@ fn a_store_is_full_at_its_limit_and_takes_more_when_something_expires() {
         tell(&gateway, "p", "delete k0001;delete k0003;set s *33 50;set t *33 -"),
         ["done", "done", "503", "504"]
     );
-    eventually("it expires", || (tell(&gateway, "p", "set u *100 -") != ["full"]).then_some(()));
+    eventually("it expires", || (tell(&gateway, "p", "set u *60 -") != ["full"]).then_some(()));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn what_targets_yields_can_be_handed_over_to_and_failures_are_seen() {
     // Every name that it yields, with a policy that may name the group only.
     let handed = |policy: &str, to: &str| {
         let mut client = gateway.client();
-        client.send(format!("GET /{policy} HTTP/1.1\r\nHost: x\r\nx-do: handoff {to}\r\n\r\n"));
+        client.send(format!("GET /{policy} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-do: handoff {to}\r\n\r\n"));
         client.rest()
     };
     assert!(handed("p", "chat/0").ends_with("from a\n") && handed("p", "chat/1").ends_with("from b\n"));
@@ -501,7 +501,7 @@ fn serve(from: impl Read, mut to: impl Write) -> std::io::Result<()> {
 }
 
 fn calling(upstream: &Upstream, rest: &str) -> String {
-    upstream.toml("app", "head_timeout = \"2s\"\nbody_timeout = \"2s\"")
+    upstream.toml("app", "head_timeout = \"5s\"\nbody_timeout = \"5s\"")
         + &policy("p", &format!("upstreams = [\"app\"]\n{rest}"))
 }
 
@@ -511,8 +511,8 @@ fn a_callout_sends_what_it_was_told_and_gives_the_whole_answer() {
     let gateway = start(&calling(&upstream, ""));
     let host = upstream.address;
     let said = |commands: &str| tell(&gateway, "p", commands);
-    assert_eq!(said("fetch app GET /a%20b?c 1000"), [format!("200 [] GET /a%20b?c HTTP/1.1|host: {host}||")]);
-    let post = "fetch app POST / 1000 body x-a=1 X-A=2 host=else content-length=99 connection=x-a te=trailers transfer-encoding=chunked upgrade=x";
+    assert_eq!(said("fetch app GET /a%20b?c 20000"), [format!("200 [] GET /a%20b?c HTTP/1.1|host: {host}||")]);
+    let post = "fetch app POST / 20000 body x-a=1 X-A=2 host=else content-length=99 connection=x-a te=trailers transfer-encoding=chunked upgrade=x";
     let got = &said(post)[0];
     for part in ["POST / HTTP/1.1|", "|x-a: 1|", "|x-a: 2|", "|host: else|", "|content-length: 4|", "||body"] {
         assert!(got.contains(part), "{part}: {got}");
@@ -520,10 +520,10 @@ fn a_callout_sends_what_it_was_told_and_gives_the_whole_answer() {
     for part in ["99", "te:", "chunked", "upgrade", "connection", &host.to_string()] {
         assert!(!got.contains(part), "{part}: {got}");
     }
-    assert_eq!(said("fetch app HEAD / 1000"), ["200 [] "]);
-    assert_eq!(said("fetch app GET /chunks 1000"), ["201 [set-cookie=a set-cookie=b] abcde"]);
-    assert_eq!(said("fetch app GET /until-close 1000"), ["200 [] all of it"]);
-    assert_eq!(said("fetch app GET /last 1000;fetch app GET /last 1000"), ["200 [] ok"; 2]);
+    assert_eq!(said("fetch app HEAD / 20000"), ["200 [] "]);
+    assert_eq!(said("fetch app GET /chunks 20000"), ["201 [set-cookie=a set-cookie=b] abcde"]);
+    assert_eq!(said("fetch app GET /until-close 20000"), ["200 [] all of it"]);
+    assert_eq!(said("fetch app GET /last 20000;fetch app GET /last 20000"), ["200 [] ok"; 2]);
 }
 
 #[test]
@@ -541,7 +541,7 @@ fn a_callout_over_a_unix_socket_has_the_inside_path_in_front() {
     let toml = whole(&(upstreams.to_owned() + &policy("p", "upstreams = [\"plain\", \"inner\"]")));
     let gateway = Gateway::start_in(folder, &toml, |command| command);
     assert_eq!(
-        tell(&gateway, "p", "fetch plain GET /a?b 1000;fetch inner GET /a?b 1000"),
+        tell(&gateway, "p", "fetch plain GET /a?b 20000;fetch inner GET /a?b 20000"),
         ["200 [] GET /a?b HTTP/1.1|host: localhost||", "200 [] GET /inside/a?b HTTP/1.1|host: localhost||",]
     );
 }
@@ -559,43 +559,43 @@ fn every_way_in_which_a_callout_fails_is_told_apart() {
             + &policy("limited", "upstreams = [\"app\"]\ncallouts_max = 2\ncallout_bytes_max = \"1000B\"")),
     );
     let said = |commands: &str| tell(&gateway, "p", commands);
-    assert_eq!(said("fetch other GET / 1000;fetch nothing GET / 1000"), ["not-allowed"; 2]);
-    assert_eq!(tell(&gateway, "none", "fetch app GET / 1000"), ["not-allowed"]);
+    assert_eq!(said("fetch other GET / 20000;fetch nothing GET / 20000"), ["not-allowed"; 2]);
+    assert_eq!(tell(&gateway, "none", "fetch app GET / 20000"), ["not-allowed"]);
     assert_eq!(said("fetch app GET /hang 50;fetch app GET /hang-body 50;fetch app GET / 0"), ["timed-out"; 3]);
-    let refused = said("fetch absent GET / 1000");
+    let refused = said("fetch absent GET / 20000");
     assert!(refused[0].starts_with("unreachable: Connection refused"), "{refused:?}");
     for path in ["cut", "close", "nonsense", "both", "switch"] {
-        let said = said(&format!("fetch app GET /{path} 1000"));
+        let said = said(&format!("fetch app GET /{path} 20000"));
         assert!(said[0].starts_with("unreachable: ") && said[0].len() > 15, "{path}: {said:?}");
     }
     let limited = |commands: &str| tell(&gateway, "limited", commands);
     assert_eq!(
-        limited("fetch app GET /bytes/1000 1000;fetch app GET /bytes/1001 1000"),
+        limited("fetch app GET /bytes/1000 20000;fetch app GET /bytes/1001 20000"),
         ["200 [] 1000 bytes", "too-large"]
     );
     assert_eq!(
-        limited("fetch app GET /endless 1000;fetch app GET /bytes/1 1000;fetch app GET /bytes/1 1000"),
+        limited("fetch app GET /endless 20000;fetch app GET /bytes/1 20000;fetch app GET /bytes/1 20000"),
         ["too-large", "200 [] y", "budget"]
     );
-    assert_eq!(limited("fetch app GET /bytes/1 1000"), ["200 [] y"], "each hook has its own");
-    let default = "fetch app GET /bytes/1 1000;".repeat(9);
+    assert_eq!(limited("fetch app GET /bytes/1 20000"), ["200 [] y"], "each hook has its own");
+    let default = "fetch app GET /bytes/1 20000;".repeat(9);
     assert_eq!(said(&default)[7..], ["200 [] y", "budget"]);
     assert_eq!(
-        said("fetch app GET /bytes/1048576 1000;fetch app GET /bytes/1048577 1000"),
+        said("fetch app GET /bytes/1048576 20000;fetch app GET /bytes/1048577 20000"),
         ["200 [] 1048576 bytes", "too-large"]
     );
     // The upstream's own limits, whatever the policy asks for.
     let began = Instant::now();
     assert_eq!(said("fetch app GET /hang 60000"), ["timed-out"]);
-    assert!((2..30).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!((5..60).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     // What would break the wire is a fault of the policy.
     for call in [
         "fetch app G(T / 1000",
         "fetch app GET a 1000",
-        "fetch app GET /# 1000",
-        "fetch app CONNECT / 1000",
-        "fetch app GET / 1000 - a(b=1",
-        "fetch app GET / 1000 - host=a host=b",
+        "fetch app GET /# 20000",
+        "fetch app CONNECT / 20000",
+        "fetch app GET / 20000 - a(b=1",
+        "fetch app GET / 20000 - host=a host=b",
     ] {
         let from = gateway.stderr.count();
         assert_eq!(ask(&mut gateway.client(), "p", call).0, 503, "{call}");
@@ -612,7 +612,7 @@ fn connections_are_kept_and_closed_when_their_time_is_over() {
     let before = gateway.ledger();
     let mut client = gateway.client();
     for _ in 0..5 {
-        assert_eq!(ask(&mut client, "p", "fetch app GET /bytes/1 1000;fetch app GET /bytes/2 1000").0, 200);
+        assert_eq!(ask(&mut client, "p", "fetch app GET /bytes/1 20000;fetch app GET /bytes/2 20000").0, 200);
     }
     assert_eq!(upstream.accepted.load(Ordering::SeqCst), 1, "one worker, one connection");
     eventually("it is closed", || (upstream.open() == 0).then_some(()));
@@ -621,7 +621,7 @@ fn connections_are_kept_and_closed_when_their_time_is_over() {
     // One that the server closes meanwhile is replaced without a word.
     let mut client = gateway.client();
     for _ in 0..20 {
-        assert_eq!(ask(&mut client, "p", "fetch app GET /bytes/1 1000"), (200, vec!["200 [] y".into()]));
+        assert_eq!(ask(&mut client, "p", "fetch app GET /bytes/1 20000"), (200, vec!["200 [] y".into()]));
         for stream in upstream.open.lock().expect("no panic").drain(..) {
             drop(stream.shutdown(Shutdown::Both));
         }
@@ -634,13 +634,13 @@ fn only_the_asking_instance_waits() {
     let gateway = start(&(ONE_WORKER.to_owned() + &calling(&upstream, "deadline = \"20ms\"")));
     let mut waiting: Vec<_> = (0..20).map(|_| gateway.client()).collect();
     for client in &mut waiting {
-        client.send("GET /p HTTP/1.1\r\nHost: x\r\nx-do: fetch app GET /hang 1500;increment n 1\r\n\r\n");
+        client.send("GET /p HTTP/1.1\r\nHost: x\r\nx-do: fetch app GET /hang 4500;increment n 1\r\n\r\n");
     }
     eventually("all are waiting", || (upstream.open() == 20).then_some(()));
     let mut times: Vec<_> = (0..50)
         .map(|_| {
             let began = Instant::now();
-            assert_eq!(tell(&gateway, "p", "get n;fetch app GET /bytes/1 1000")[1], "200 [] y");
+            assert_eq!(tell(&gateway, "p", "get n;fetch app GET /bytes/1 20000")[1], "200 [] y");
             began.elapsed()
         })
         .collect();
@@ -653,15 +653,14 @@ fn only_the_asking_instance_waits() {
     }
     assert_eq!(tell(&gateway, "p", "increment n 0"), ["20"]);
     // What runs too long after a callout is ended all the same.
-    assert_eq!(ask(&mut gateway.client(), "p", "fetch app GET /bytes/1 1000;spin").0, 503);
+    assert_eq!(ask(&mut gateway.client(), "p", "fetch app GET /bytes/1 20000;spin").0, 503);
     gateway.stderr.wait(0, &["deadline of 20ms exceeded"]);
 }
 
 #[test]
 fn a_server_that_is_killed_in_the_middle_of_a_thousand_callouts_leaves_nothing_behind() {
     let upstream = Upstream::start();
-    let gateway = start(&(calling(&upstream, "") + &policy("q", "")));
-    assert_eq!(tell(&gateway, "q", "wall").len(), 1);
+    let gateway = start(&calling(&upstream, ""));
     let before = gateway.ledger();
     let asked = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -681,7 +680,7 @@ fn a_server_that_is_killed_in_the_middle_of_a_thousand_callouts_leaves_nothing_b
         upstream.kill();
     });
     assert_eq!(asked.load(Ordering::SeqCst), 1000);
-    let said = tell(&gateway, "p", "fetch app GET / 1000");
+    let said = tell(&gateway, "p", "fetch app GET / 20000");
     assert!(said[0].starts_with("unreachable: "), "{said:?}");
     gateway.ledger_is(&before);
 }
