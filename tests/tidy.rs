@@ -119,6 +119,7 @@ fn leaves_do_not_use_each_other_nor_whoever_uses_them() {
         "client",
         "drain",
         "target",
+        "upstream",
         "config",
         "cli",
         "reload",
@@ -146,12 +147,15 @@ fn each_outside_crate_has_a_home() {
     let sources = sources();
     for (name, home) in [
         ("anyhow", &["cli/", "main.rs", "policy/componentize.rs"][..]),
-        ("arc_swap", &["connection/mod.rs", "policy/mod.rs"]),
-        ("getrandom", &["policy/"]),
+        ("arc_swap", &["admin/", "connection/mod.rs", "policy/mod.rs", "policy/shared.rs"]),
         ("clap", &["cli/", "main.rs", "log.rs"]),
+        ("getrandom", &["policy/imports/random.rs"]),
+        ("http_body_util", &["admin/", "upstream/"]),
         ("httparse", &["http/"]),
         ("httpdate", &["access_log.rs", "connection/", "exchange.rs"]),
         ("humantime", &["access_log.rs", "admin/"]),
+        ("hyper", &["admin/", "upstream/"]),
+        ("hyper_util", &["admin/", "upstream/"]),
         (
             "nix",
             &[

@@ -73,9 +73,17 @@ impl Generation {
         let proven = prove::prove(engine, options, &identity, tally, &file)?;
         let mut reuse_max = options.reuse_max;
         let mut targets = options.targets.clone();
+        let mut upstreams = options.upstreams.clone();
         if let Some(requirements) = &proven.requirements {
             reuse_max = reuse_max.min(requirements.max_reuse);
-            targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
+            let is_upstream = |name: &String| options.upstreams.contains(name);
+            let is_target = |name: &String| options.known_targets.as_ref().is_some_and(|known| known.contains(name));
+            let (called, mut named) = requirements.targets.iter().cloned().partition::<Vec<_>, _>(is_upstream);
+            named.extend(called.iter().filter(|name| is_target(name)).cloned());
+            targets = narrow(targets, options.known_targets.as_deref(), &named)?;
+            if !called.is_empty() {
+                upstreams = called;
+            }
         }
         if let Some(ms) = proven.tick_ms()
             && ms < TICK_MS_MIN
@@ -83,7 +91,7 @@ impl Generation {
             let reason = format!("requires a tick every {ms} ms; {TICK_MS_MIN} ms is the shortest interval");
             return Err(LoadError::new(Stage::Configure, reason));
         }
-        identity.put_in_force(targets.clone());
+        identity.put_in_force(targets.clone(), upstreams);
         let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -173,7 +181,7 @@ impl Generation {
         &self.proven.hooks
     }
 
-    /// Whether it may ask for the beginning of a body. If not, no [`BodyPort::open`] is needed.
+    /// Whether it may wait, for the beginning of a body or for a callout. If not, no [`BodyPort::open`] is needed.
     pub fn reads_body(&self) -> bool {
         self.proven.template.suspends()
     }

@@ -3,6 +3,8 @@
 //! The field `x-do` holds the commands, `;` between them; the keys `configure` and `test` of the configuration hold those
 //! for the hooks of these names. One file and no dependency, as `echo.rs`; values cross as the canonical ABI has it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 #[link(wasm_import_module = "baton:policy/request@0.1.0")]
 unsafe extern "C" {
     fn header(name: *const u8, length: usize, at: *mut Answer);
@@ -133,6 +135,8 @@ extern "C" fn cabi_realloc(_old: usize, _old_bytes: usize, align: usize, bytes: 
 }
 
 static mut CONFIGURED: String = String::new();
+/// Something that one request leaves behind for the next.
+static MARKED: AtomicBool = AtomicBool::new(false);
 
 fn commands(key: &str) -> String {
     let mut answer = Answer::default();
@@ -227,6 +231,8 @@ fn obey(words: &[&str]) -> String {
         #[allow(static_mut_refs)]
         "configured" => return unsafe { CONFIGURED.clone() },
         "panic" => panic!("told to"),
+        "mark" => MARKED.store(true, Ordering::Relaxed),
+        "trap-if-marked" => assert!(!MARKED.load(Ordering::Relaxed)),
         "spin" => loop {
             std::hint::black_box(0);
         },

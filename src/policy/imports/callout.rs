@@ -18,7 +18,7 @@ impl callout::Host for Imports {
     async fn fetch(&mut self, call: callout::Call) -> wasmtime::Result<Result<callout::Answer, callout::CallError>> {
         self.spoke = true;
         let identity = &self.identity;
-        if !identity.is_in_force() || !identity.upstreams.contains(&call.upstream) {
+        if !identity.may_call(&call.upstream) {
             return Ok(Err(callout::CallError::NotAllowed));
         }
         let callout = checked(call, identity.callout_bytes_max)?;

@@ -34,7 +34,6 @@ pub(super) struct Identity {
     pub(super) generation: u64,
     config: HashMap<String, String>,
     secrets: BTreeMap<String, Secret>,
-    upstreams: Vec<String>,
     known_targets: Option<Vec<String>>,
     metric_series_max: usize,
     store_bytes_max: usize,
@@ -47,8 +46,16 @@ pub(super) struct Identity {
     /// What a module that is being proved has instead: it must not be seen by requests.
     scratch: Shared,
     is_configured: AtomicBool,
-    /// The targets that it may name, `None` for any; set when it is proved.
-    targets: OnceLock<Option<Vec<String>>>,
+    /// Set when it is proved.
+    names: OnceLock<Names>,
+}
+
+/// What a generation may name.
+#[derive(Debug)]
+struct Names {
+    /// `None`: any.
+    targets: Option<Vec<String>>,
+    upstreams: Vec<String>,
 }
 
 impl Identity {
@@ -58,7 +65,6 @@ impl Identity {
             generation,
             config: config::entries(&options.config),
             secrets: options.secrets.clone(),
-            upstreams: options.upstreams.clone(),
             known_targets: options.known_targets.clone(),
             metric_series_max: options.metric_series_max,
             store_bytes_max: options.store_bytes_max,
@@ -69,7 +75,7 @@ impl Identity {
             shared: registry.of(&options.name),
             scratch: Shared::default(),
             is_configured: AtomicBool::new(false),
-            targets: OnceLock::new(),
+            names: OnceLock::new(),
         }
     }
 
@@ -78,11 +84,11 @@ impl Identity {
         self.is_configured.store(true, Ordering::Relaxed);
     }
 
-    /// The module is proved: from here on it is asked about requests, and may name these targets.
-    pub(super) fn put_in_force(&self, targets: Option<Vec<String>>) {
+    /// The module is proved: from here on it is asked about requests, and may name these.
+    pub(super) fn put_in_force(&self, targets: Option<Vec<String>>, upstreams: Vec<String>) {
         self.scratch.store.clear();
         // Nobody does it twice.
-        drop(self.targets.set(targets));
+        drop(self.names.set(Names { targets, upstreams }));
     }
 
     fn is_configured(&self) -> bool {
@@ -90,14 +96,17 @@ impl Identity {
     }
 
     fn is_in_force(&self) -> bool {
-        self.targets.get().is_some()
+        self.names.get().is_some()
+    }
+
+    /// Not even the configuration's while it is being proved.
+    fn may_call(&self, upstream: &String) -> bool {
+        self.names.get().is_some_and(|names| names.upstreams.contains(upstream))
     }
 
     fn may_name(&self, target: &str) -> bool {
-        let is_named = |names: &Option<Vec<String>>| {
-            names.as_ref().is_none_or(|names| names.iter().any(|name| super::is_target_or_member(target, name)))
-        };
-        self.targets.get().is_none_or(is_named)
+        let targets = self.names.get().and_then(|names| names.targets.as_ref());
+        targets.is_none_or(|targets| targets.iter().any(|name| super::is_target_or_member(target, name)))
     }
 
     fn shared(&self) -> &Shared {
