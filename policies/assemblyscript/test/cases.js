@@ -61,7 +61,7 @@ class Policy {
     this.request = request;
     const at = this.guest.on_request();
     const decision = this.decision(at);
-    const annotations = this.list(at + 72, 16, (item) => [this.stringAt(item), this.stringAt(item + 8)]);
+    const annotations = this.list(at + 80, 16, (item) => [this.stringAt(item), this.stringAt(item + 8)]);
     if (annotations.length > 0) decision.annotations = Object.fromEntries(annotations);
     this.guest.on_request_post(at);
     return decision;
