@@ -5,6 +5,7 @@ import {
   optionalStringAt, optionalTlsAt, peerAt, putStrings, stringAt,
 } from "./abi";
 import { Result } from "./result";
+import { text } from "./text";
 
 export enum HttpVersion {
   Http10,
@@ -39,7 +40,7 @@ export class Field {
 
   /** The value, read as UTF-8. */
   get value(): string {
-    return String.UTF8.decode(this.bytes);
+    return text(this.bytes);
   }
 }
 
@@ -220,7 +221,7 @@ export function param(name: string): string | null {
 /** First value of a field, read as UTF-8; null when there is none. */
 export function header(name: string): string | null {
   const bytes = headerBytes(name);
-  return bytes === null ? null : String.UTF8.decode(bytes);
+  return bytes === null ? null : text(bytes);
 }
 
 /** First value of a field, as it was received. */

@@ -2,6 +2,7 @@
 
 import { RETURNED, fieldsAt, optionalBytesAt, stringAt } from "./abi";
 import { Field } from "./request";
+import { text } from "./text";
 
 // @ts-ignore: decorator
 @external("baton:policy/response@0.1.0", "status")
@@ -26,7 +27,7 @@ export function status(): u16 {
 /** First value of a field, read as UTF-8; null when there is none. */
 export function header(name: string): string | null {
   const bytes = headerBytes(name);
-  return bytes === null ? null : String.UTF8.decode(bytes);
+  return bytes === null ? null : text(bytes);
 }
 
 /** First value of a field, as it was received. */
