@@ -55,7 +55,8 @@
 //! One current-thread runtime for each core serves clients, each accepting from sockets of its own; [`listener`] says why.
 //! What every request counts itself into, settings above all, each has to itself; targets are the same for all, because
 //! they count what is in flight. When a worker has nothing else to do, the messages that it has sent are looked at.
-//! The main thread loads, reloads and drains. The access log, the log and the policies' clock have a thread each.
+//! The main thread drains and says what to reload; loading runs on threads of a lower priority ([`background`]), so that
+//! compiling takes no processor from requests. The access log, the log and the policies' clock have a thread each.
 //!
 //! # Invariants, by what is absent
 //!
@@ -76,6 +77,8 @@ pub mod access_log;
 pub mod admission;
 #[cfg(feature = "gateway")]
 pub mod arrival;
+#[cfg(feature = "gateway")]
+pub mod background;
 #[cfg(feature = "gateway")]
 pub mod cli;
 #[cfg(feature = "gateway")]
@@ -115,3 +118,5 @@ pub mod route;
 pub mod signal;
 #[cfg(feature = "gateway")]
 pub mod target;
+#[cfg(feature = "gateway")]
+pub mod unix_socket;
