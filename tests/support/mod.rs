@@ -7,6 +7,8 @@
 #![allow(dead_code, unreachable_pub, reason = "every test program takes what it needs")]
 
 pub mod load;
+#[cfg(feature = "gateway")]
+pub mod shipped;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
