@@ -211,8 +211,6 @@ fn the_schema_and_the_commented_configuration_have_the_same_keys() {
     let not_served = [
         "gateway.admin",
         "gateway.trusted_proxies",
-        "listener.policies",
-        "policy.*.breaker",
         "policy.*.callout_bytes_max",
         "policy.*.callouts_max",
         "policy.*.metric_series_max",
@@ -367,7 +365,6 @@ fn what_this_version_does_not_serve_is_refused_by_name() {
     for key in [
         ":2: gateway.admin",
         ":3: gateway.trusted_proxies",
-        ":6: listener[0].policies",
         ":7: upstream.app",
         ":11: target.a.queue_max",
         ":12: target.a.queue_timeout",
@@ -379,7 +376,6 @@ fn what_this_version_does_not_serve_is_refused_by_name() {
         ":25: policy.p.store_bytes_max",
         ":26: policy.p.callouts_max",
         ":27: policy.p.callout_bytes_max",
-        ":28: policy.p.breaker",
         ":31: route[0].internal",
         ":32: route[0].authorizer",
         ":33: route[0].filter",

@@ -97,7 +97,7 @@ pub struct ListenerFile {
     pub name: Option<String>,
     /// `127.0.0.1:8080`, `[::]:80` or `unix:/run/baton/http.sock`.
     pub address: Option<String>,
-    /// Connection hooks. Not served by this version.
+    /// Policies that are asked, in this order, whether a client that has connected is served.
     pub policies: Vec<String>,
 }
 
@@ -185,9 +185,20 @@ pub struct PolicyFile {
     pub callouts_max: Option<usize>,
     /// Not served by this version.
     pub callout_bytes_max: Option<Size>,
-    /// Not served by this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub breaker: Option<toml::Value>,
+    /// When it fails too often, it is not asked for a while.
+    pub breaker: Option<BreakerFile>,
+}
+
+/// `breaker = { failures = 10, within = "10s", pause = "5s" }`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BreakerFile {
+    /// So many failures open it; 0: never. Default 10.
+    pub failures: Option<u32>,
+    /// Within this time. Default 10s.
+    pub within: Option<Time>,
+    /// How long it is not asked then. Default 5s.
+    pub pause: Option<Time>,
 }
 
 /// What a policy's failure means.

@@ -59,6 +59,8 @@ pub struct Listener {
     pub options: listener::Options,
     /// Where its address is written; the message is for whoever cannot bind it to fill in.
     pub address: Fault,
+    /// Names of policies, all of them configured, and where each is written.
+    pub policies: Vec<(String, Fault)>,
 }
 
 /// `[target.NAME]`, resolved.

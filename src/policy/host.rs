@@ -20,6 +20,8 @@ use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
+use super::prove::{COMPLETE_HOOK, CONNECTION_HOOK, FAILURE_HOOK, RESPONSE_HOOK};
+use super::status::{Alive, Tally};
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -89,17 +91,24 @@ pub(super) struct Template {
     engine: Engine,
     pre: InstancePre<State>,
     identity: Arc<Identity>,
+    tally: Arc<Tally>,
     exports: Exports,
     limits: Limits,
     /// Whether it imports something that waits. Only then do its calls run on a stack of their own.
     suspends: bool,
 }
 
+/// The hooks that a module exports.
 #[derive(Clone, Copy)]
-struct Exports {
+pub(super) struct Exports {
     on_request: ComponentExportIndex,
     configure: Option<ComponentExportIndex>,
     self_test: Option<ComponentExportIndex>,
+    pub(super) on_complete: Option<ComponentExportIndex>,
+    pub(super) on_connect: Option<ComponentExportIndex>,
+    pub(super) on_handoff_failed: Option<ComponentExportIndex>,
+    pub(super) on_response: Option<ComponentExportIndex>,
+    pub(super) on_tick: Option<ComponentExportIndex>,
 }
 
 impl Template {
@@ -109,6 +118,7 @@ impl Template {
         engine: &Engine,
         component: &Component,
         identity: Arc<Identity>,
+        tally: Arc<Tally>,
         limits: Limits,
         suspends: bool,
     ) -> Result<Self, LoadError> {
@@ -123,8 +133,17 @@ impl Template {
             on_request,
             configure: hook(component, LIFECYCLE, "configure"),
             self_test: hook(component, LIFECYCLE, "self-test"),
+            on_complete: hook(component, COMPLETE_HOOK, "on-complete"),
+            on_connect: hook(component, CONNECTION_HOOK, "on-connect"),
+            on_handoff_failed: hook(component, FAILURE_HOOK, "on-handoff-failed"),
+            on_response: hook(component, RESPONSE_HOOK, "on-response"),
+            on_tick: hook(component, LIFECYCLE, "on-tick"),
         };
-        Ok(Self { engine: engine.clone(), pre, identity, exports, limits, suspends })
+        Ok(Self { engine: engine.clone(), pre, identity, tally, exports, limits, suspends })
+    }
+
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
     }
 
     pub(super) fn suspends(&self) -> bool {
@@ -138,6 +157,26 @@ impl Template {
 
     /// Makes an instance; start functions run, for as long as `deadline` allows.
     pub(super) async fn instantiate(&self, deadline: Deadline) -> Result<Instance, PolicyError> {
+        if !self.suspends {
+            return self.instantiate_at_once(deadline);
+        }
+        let mut store = self.store(deadline);
+        let running = self.engine.0.ticker.run();
+        let instance = self.pre.instantiate_async(&mut store).await;
+        drop(running);
+        self.instance(store, instance)
+    }
+
+    /// The same for a module that [never suspends](Self::suspends).
+    pub(super) fn instantiate_at_once(&self, deadline: Deadline) -> Result<Instance, PolicyError> {
+        let mut store = self.store(deadline);
+        let running = self.engine.0.ticker.run();
+        let instance = self.pre.instantiate(&mut store);
+        drop(running);
+        self.instance(store, instance)
+    }
+
+    fn store(&self, deadline: Deadline) -> Store<State> {
         let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
@@ -149,10 +188,14 @@ impl Template {
             ticks => Ok(UpdateDeadline::Continue(ticks)),
         });
         store.set_epoch_deadline(deadline.ticks());
-        let running = self.engine.0.ticker.run();
-        let instance =
-            if self.suspends { self.pre.instantiate_async(&mut store).await } else { self.pre.instantiate(&mut store) };
-        drop(running);
+        store
+    }
+
+    fn instance(
+        &self,
+        mut store: Store<State>,
+        instance: wasmtime::Result<wasmtime::component::Instance>,
+    ) -> Result<Instance, PolicyError> {
         let on_request = instance.and_then(|instance| {
             Ok((instance, instance.get_typed_func::<(), (types::Decision,)>(&mut store, self.exports.on_request)?))
         });
@@ -165,6 +208,7 @@ impl Template {
                 engine: self.engine.clone(),
                 suspends: self.suspends,
                 calls: 0,
+                _alive: Alive::begin(&self.tally),
             }),
             Err(error) => Err(failure(&store, &error)),
         }
@@ -192,17 +236,70 @@ pub(super) struct Instance {
     engine: Engine,
     suspends: bool,
     calls: u32,
+    _alive: Alive,
+}
+
+/// One call of a hook: what it is called with, and the request that its imports show.
+pub(super) struct Question<P, R> {
+    /// Its name in `wit/policy.wit`.
+    pub(super) hook: &'static str,
+    pub(super) function: fn(&mut Instance) -> Result<TypedFunc<P, R>, PolicyError>,
+    pub(super) given: P,
+    pub(super) call: Option<Call>,
 }
 
 impl Instance {
-    /// Calls `on-request`.
-    pub(super) async fn on_request(&mut self, call: Call, deadline: Deadline) -> Result<types::Decision, PolicyError> {
-        self.store.data_mut().imports.call = Some(call);
-        let function = self.on_request;
-        let (decision,) = self.call(function, (), deadline).await?;
+    /// The function `on-request`, which every policy has.
+    pub(super) fn on_request(&mut self) -> Result<TypedFunc<(), (types::Decision,)>, PolicyError> {
+        Ok(self.on_request)
+    }
+
+    /// One of the functions that a policy may have.
+    pub(super) fn hook<P, R>(
+        &mut self,
+        which: fn(&Exports) -> Option<ComponentExportIndex>,
+    ) -> Result<TypedFunc<P, R>, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let absent = || BadValue::Malformed("there is no such hook".to_owned());
+        let index = which(&self.exports).ok_or_else(absent)?;
+        self.typed(index)
+    }
+
+    /// Asks it.
+    pub(super) async fn ask<P, R>(&mut self, question: &Question<P, R>, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Copy + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let function = self.begin(question)?;
+        let answer = self.call(function, question.given, deadline).await;
+        self.end(answer)
+    }
+
+    /// The same, for a module that [never suspends](Template::suspends).
+    pub(super) fn ask_at_once<P, R>(&mut self, question: &Question<P, R>, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Copy + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let function = self.begin(question)?;
+        let answer = self.call_at_once(function, question.given, deadline);
+        self.end(answer)
+    }
+
+    fn begin<P, R>(&mut self, question: &Question<P, R>) -> Result<TypedFunc<P, R>, PolicyError> {
+        self.store.data_mut().imports.call.clone_from(&question.call);
+        (question.function)(self)
+    }
+
+    fn end<R>(&mut self, answer: Result<R, PolicyError>) -> Result<R, PolicyError> {
+        // Whoever asks gets the request back.
         self.store.data_mut().imports.call = None;
         self.calls += 1;
-        Ok(decision)
+        answer
     }
 
     /// Calls `configure`; `None` when the module has none.
@@ -228,7 +325,7 @@ impl Instance {
         self.call(function, (), deadline).await.map(|(answer,)| answer)
     }
 
-    /// How many requests it has decided.
+    /// How often it was asked.
     pub(super) fn calls(&self) -> u32 {
         self.calls
     }
@@ -283,7 +380,12 @@ impl Instance {
         self.typed(index)
     }
 
-    fn typed<P, R>(&mut self, index: ComponentExportIndex) -> Result<TypedFunc<P, R>, PolicyError>
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
+    /// The function at `index`, if it has that type.
+    pub(super) fn typed<P, R>(&mut self, index: ComponentExportIndex) -> Result<TypedFunc<P, R>, PolicyError>
     where
         P: ComponentNamedList + Lower + Send + Sync,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
@@ -297,18 +399,33 @@ impl Instance {
         P: ComponentNamedList + Lower + Send + Sync,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
     {
+        if !self.suspends {
+            return self.call_at_once(function, given, deadline);
+        }
+        self.set_deadline(deadline);
+        let running = self.engine.0.ticker.run();
+        let result = function.call_async(&mut self.store, given).await;
+        drop(running);
+        result.map_err(|error| failure(&self.store, &error))
+    }
+
+    fn call_at_once<P, R>(&mut self, function: TypedFunc<P, R>, given: P, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        self.set_deadline(deadline);
+        let running = self.engine.0.ticker.run();
+        let result = function.call(&mut self.store, given);
+        drop(running);
+        result.map_err(|error| failure(&self.store, &error))
+    }
+
+    fn set_deadline(&mut self, deadline: Deadline) {
         let imports = &mut self.store.data_mut().imports;
         imports.deadline = deadline;
         imports.spoke = false;
         self.store.set_epoch_deadline(deadline.ticks());
-        let running = self.engine.0.ticker.run();
-        let result = if self.suspends {
-            function.call_async(&mut self.store, given).await
-        } else {
-            function.call(&mut self.store, given)
-        };
-        drop(running);
-        result.map_err(|error| failure(&self.store, &error))
     }
 }
 

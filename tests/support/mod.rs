@@ -153,6 +153,13 @@ impl Gateway {
         tcp.and_then(|l| l.split(' ').next()).and_then(|a| a.parse().ok()).expect("a TCP listener")
     }
 
+    /// A TCP listener's address, by its name.
+    pub fn address_of(&self, name: &str) -> SocketAddr {
+        let named = self.listeners.iter().find(|l| l.ends_with(&format!(" ({name})")));
+        let address = named.and_then(|l| l.strip_prefix("http://")).and_then(|l| l.split(' ').next());
+        address.and_then(|a| a.parse().ok()).expect("a TCP listener of that name")
+    }
+
     pub fn client(&self) -> Client {
         Client::connect(self.address())
     }

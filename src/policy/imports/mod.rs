@@ -5,16 +5,17 @@
 mod config;
 mod log;
 mod request;
+mod response;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use self::log::LineLimit;
-use super::Options;
 use super::bindings::types;
 use super::body::BodyPort;
 use super::epoch::Deadline;
+use super::{Options, UpstreamHead};
 use crate::request::Request;
 
 /// What all instances of one generation have in common.
@@ -44,10 +45,12 @@ impl Drop for Identity {
 }
 
 /// The request that a hook is asked about.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) request: Arc<Request>,
     pub(super) body: BodyPort,
+    /// During `on-response` only.
+    pub(super) response: Option<Arc<UpstreamHead>>,
 }
 
 /// What the imports see of the store that they are called from.
