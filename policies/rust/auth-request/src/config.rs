@@ -81,9 +81,8 @@ mod tests {
 
     #[test]
     fn waiting_has_limits() {
-        let at = |ms: u32| {
-            Config::parse(&format!(r#"{{"upstream": "auth", "path": "/", "timeout_ms": {ms}}}"#)).is_ok()
-        };
+        let at =
+            |ms: u32| Config::parse(&format!(r#"{{"upstream": "auth", "path": "/", "timeout_ms": {ms}}}"#)).is_ok();
         assert!(!at(0) && at(1) && at(60_000) && !at(60_001));
     }
 }

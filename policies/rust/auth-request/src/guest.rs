@@ -56,7 +56,11 @@ impl request_hook::Guest for AuthRequest {
             Ok(answer) => act(config, answer),
             // Somebody has to change the configuration: no use in coming back.
             Err(error @ (CallError::NotAllowed | CallError::TooLarge | CallError::Budget)) => {
-                log::write(Level::Error, "the service could not be asked", &[("error".to_owned(), format!("{error:?}"))]);
+                log::write(
+                    Level::Error,
+                    "the service could not be asked",
+                    &[("error".to_owned(), format!("{error:?}"))],
+                );
                 problem(500, "Internal Server Error")
             }
             Err(error) => {

@@ -52,7 +52,8 @@ mod tests {
 
     #[test]
     fn a_success_passes_with_what_was_chosen() {
-        let headers = [field("x-user", "Zoë"), field("x-user", "second"), field("x-inner", "1"), field("x-role", "admin")];
+        let headers =
+            [field("x-user", "Zoë"), field("x-user", "second"), field("x-inner", "1"), field("x-role", "admin")];
         let copy = ["x-role".to_owned(), "x-none".to_owned(), "x-user".to_owned()];
         let known = vec![("x-role".to_owned(), "admin".to_owned()), ("x-user".to_owned(), "Zoë".to_owned())];
         for status in [200, 204, 299] {

@@ -50,7 +50,8 @@ mod tests {
     #[test]
     fn a_percentage_has_two_digits_behind_the_point() {
         let places = |percent: &str| {
-            Config::parse(&format!(r#"{{"name": "v2", "percent": {percent}, "target": "next"}}"#)).map(|config| config.places)
+            Config::parse(&format!(r#"{{"name": "v2", "percent": {percent}, "target": "next"}}"#))
+                .map(|config| config.places)
         };
         assert_eq!((places("0.01"), places("12.34"), places("100")), (Ok(1), Ok(1234), Ok(10_000)));
         let fault = Err(vec!["percent: must be a number from 0 to 100".to_owned()]);

@@ -72,7 +72,8 @@ mod tests {
     #[test]
     fn every_network_that_is_none_is_named() {
         assert_eq!(
-            Config::parse(r#"{"on": true, "allow": ["10.0.0.0/33", "::1", "here"], "retry_after": 0}"#).expect_err("is bad"),
+            Config::parse(r#"{"on": true, "allow": ["10.0.0.0/33", "::1", "here"], "retry_after": 0}"#)
+                .expect_err("is bad"),
             [
                 "retry_after: must be a whole number from 1 to 86400",
                 "allow: \"10.0.0.0/33\" is neither an address nor a network",

@@ -25,8 +25,8 @@ mod tests {
 
     #[test]
     fn everybody_waits_who_is_not_allowed() {
-        let config =
-            Config::parse(r#"{"on": true, "allow": ["192.0.2.0/28", "198.51.100.7", "2001:db8::/32"]}"#).expect("is good");
+        let config = Config::parse(r#"{"on": true, "allow": ["192.0.2.0/28", "198.51.100.7", "2001:db8::/32"]}"#)
+            .expect("is good");
         for allowed in ["192.0.2.0", "192.0.2.15", "::ffff:192.0.2.3", "198.51.100.7", "2001:db8:ffff::1"] {
             assert!(!has_to_wait(&config, allowed), "{allowed}");
         }

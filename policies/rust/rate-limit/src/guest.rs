@@ -63,7 +63,8 @@ impl request_hook::Guest for RateLimit {
                     header("retry-after", config.retry_after().to_string()),
                     header("content-type", "application/problem+json".to_owned()),
                 ],
-                body: br#"{"title":"Too Many Requests","status":429,"detail":"asked more often than is allowed"}"#.to_vec(),
+                body: br#"{"title":"Too Many Requests","status":429,"detail":"asked more often than is allowed"}"#
+                    .to_vec(),
             }),
             carry: vec![],
             annotations: vec![("limited".to_owned(), client)],

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_by_its_key() {
-        let mut settings = Settings::parse(r#"{"a": "\"", "b": 101, "c": -1, "d": 1, "e": ["x", 2], "f": 0}"#).expect("is one");
+        let mut settings =
+            Settings::parse(r#"{"a": "\"", "b": 101, "c": -1, "d": 1, "e": ["x", 2], "f": 0}"#).expect("is one");
         settings.text("a");
         settings.number("b", 0.0..=100.0);
         settings.whole("c", 0..=9, 5);

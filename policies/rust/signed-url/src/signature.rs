@@ -117,7 +117,9 @@ mod tests {
 
     fn request(target: &str) -> Request {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let of = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
+        let of = |name: &str| {
+            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+        };
         Request {
             method: "GET".into(),
             request_target: target.into(),
@@ -187,7 +189,9 @@ mod tests {
 
     #[test]
     fn a_signed_link_says_when_it_expires() {
-        for query in ["", "expires=", "expires=+1790000001", "expires=-1", "expires=99999999999999999999", "expires=1e10"] {
+        for query in
+            ["", "expires=", "expires=+1790000001", "expires=-1", "expires=99999999999999999999", "expires=1e10"]
+        {
             assert_eq!(refused(&sign(&format!("/a?{query}"))), "the link does not say when it expires", "{query}");
         }
     }
