@@ -15,11 +15,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use baton::http::head::{Limits, RequestHead};
 use baton::policy::{Engine, Generation, Options, Policy};
 use baton::request::{Id, Origin, Peer, Request};
+use nix::time::{ClockId, clock_gettime};
 use support::shipped::{cases, files, json, shipped};
 use support::{Daemon, Gateway, eventually, folder};
 use tempfile::TempDir;
@@ -65,7 +66,9 @@ fn layouts_are_those_of_the_contract() {
     let written = written();
     let mut compared = Vec::new();
     for (id, kind) in contract.types.iter() {
-        let Some((name, (offsets, size))) = kind.name.as_ref().and_then(|name| written.get_key_value(name)) else { continue };
+        let Some((name, (offsets, size))) = kind.name.as_ref().and_then(|name| written.get_key_value(name)) else {
+            continue;
+        };
         let expected: BTreeMap<_, _> = match &kind.kind {
             TypeDefKind::Record(record) => {
                 let offsets = sizes.field_offsets(record.fields.iter().map(|field| &field.ty));
@@ -148,7 +151,7 @@ fn every_getter_of_a_request() {
         "id 26\nmethod POST\nrequest-target /a/%2e%2e/request?q=%C3%BC&r\npath /request\nquery q=%C3%BC&r\n\
          authority example.org:81\nscheme http\nversion 1\nroute /\nparam none\nheader erst\u{e9} none\n\
          header-all erst\u{e9}|second\nheader-many erst\u{e9}|none|EXAMPLE.org:81\n\
-         headers host:EXAMPLE.org:81|x-a:erst\u{e9}|x-a:second|cookie:c=1; d=2|content-length:9\nheaders-raw 90\n\
+         headers host:EXAMPLE.org:81|x-a:erst\u{e9}|x-a:second|cookie:c=1; d=2|content-length:9\nheaders-raw 85\n\
          cookie 1\nquery-param \u{fc}\npeer 127.0.0.1 {port}\nclient-ip 127.0.0.1\nlocal-address {local}\nlistener http\n\
          tls none\nclient-certificate none\npassability 0\ncontent-length 9\nbody-prefix 12345\n"
     );
@@ -160,7 +163,8 @@ fn bytes_that_are_no_text_are_no_letters() {
     let gateway = start("", "");
     let mut client = gateway.client();
     // "x" in two bytes, a half of a surrogate, a cut character, one behind the last plane; then one of each length.
-    let mut request = b"GET /request HTTP/1.1\r\nHost: x\r\nX-A: \xc1\xb8 \xed\xa0\x80 \xe2\x82 \xf4\x90\x80\x80 ".to_vec();
+    let mut request =
+        b"GET /request HTTP/1.1\r\nHost: x\r\nX-A: \xc1\xb8 \xed\xa0\x80 \xe2\x82 \xf4\x90\x80\x80 ".to_vec();
     request.extend("é € 🦀".as_bytes());
     request.extend(b"\r\n\r\n");
     client.send(&request);
@@ -212,7 +216,7 @@ fn the_hooks_beside_the_request() {
     };
     assert_eq!(connect("closed.sock"), "");
     let uid = nix::unistd::getuid();
-    gateway.stderr.wait(0, &["connection", "listener=closed", &format!("peer=\"{uid} ")]);
+    gateway.stderr.wait(0, &["connection", "listener=closed", &format!("peer={uid} ")]);
     assert!(connect("given.sock").ends_with("from daemon\n"));
     assert_eq!(chat.wait("got", 1)["data"], "untouched");
 
@@ -272,7 +276,7 @@ fn a_callout_brings_an_answer_or_an_error() {
         while !head.ends_with("\r\n\r\n") {
             assert_ne!(lines.read_line(&mut head).expect("a head"), 0, "{head}");
         }
-        let mut asked = [0; 6];
+        let mut asked = [0; "höre".len()];
         lines.read_exact(&mut asked).expect("a body");
         let answer = "HTTP/1.1 203 So\r\nX-User: Zo\u{eb}\r\nContent-Length: 7\r\n\r\nh\u{f6}ren\n";
         stream.write_all(answer.as_bytes()).expect("it listens");
@@ -302,11 +306,17 @@ fn resident_bytes() -> u64 {
     line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("a number") * 1024
 }
 
+/// What this thread has computed for.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has it").into()
+}
+
 fn requests(policy: &str) -> Vec<Arc<Request>> {
     let peer = Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 7)));
     let origin = Arc::new(Origin { peer, local: "127.0.0.1:80".into(), listener: "http".into() });
     let files = files(&cases(policy), "http");
-    let heads = files.iter().filter_map(|file| RequestHead::parse(&fs::read(file).expect("a case"), Limits::default()).ok());
+    let heads =
+        files.iter().filter_map(|file| RequestHead::parse(&fs::read(file).expect("a case"), Limits::default()).ok());
     heads.map(|head| Arc::new(Request::new(Id::new(), head, Arc::clone(&origin), None))).collect()
 }
 
@@ -336,9 +346,9 @@ fn decides_a_million_times(module: &str, policy: &str) -> Duration {
     };
     decide(10_000);
     let before = resident_bytes();
-    let began = Instant::now();
+    let began = processor_time();
     decide(DECISIONS - 10_000);
-    let took = began.elapsed();
+    let took = processor_time() - began;
     let after = resident_bytes();
     assert!(after < before + (8 << 20), "{module}: {before} to {after} bytes");
     took / (DECISIONS - 10_000)
@@ -349,7 +359,7 @@ fn a_million_decisions_and_memory_stays_what_it_was() {
     let mut said = String::new();
     for (module, policy) in [("bearer-assemblyscript", "bearer"), ("router-assemblyscript", "router")] {
         let each = decides_a_million_times(module, policy);
-        writeln!(said, "{module}: {each:?} for a decision").expect("a string");
+        writeln!(said, "{module}: {each:?} of the processor for a decision").expect("a string");
     }
     println!("{said}");
 }

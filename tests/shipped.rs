@@ -186,7 +186,7 @@ fn all_workers_and_generations_count_together() {
     assert!(statuses.iter().all(|status| [299, 429].contains(status)), "{statuses:?}");
     // Another generation finds the same bucket: it is empty, whatever the new burst is.
     let before = gateway.reload(&config(6.0));
-    gateway.stderr.wait(before, &["generation"]);
+    gateway.stderr.wait(before, &["configuration reloaded"]);
     assert_eq!(gateway.status("/"), 429);
 }
 

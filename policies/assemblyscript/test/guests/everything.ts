@@ -1,7 +1,7 @@
 // Uses every hook and every import, and says what it saw: ../../../../tests/assemblyscript.rs compares.
 
 import {
-  Connection, ConnectionAction, Decision, Failure, Field, Peer, Relay, Summary, bytes, callout, clock, config, configured, log,
+  ConnectionAction, Decision, Peer, Relay, bytes, callout, clock, config, configured, log,
   metrics, onComplete, onConfigure, onConnect, onHandoffFailed, onRequest, onResponse, onSelfTest, onTick, random,
   request, response, store, targets, text,
 } from "../../assembly/baton";
@@ -195,7 +195,7 @@ function aimed(): string {
 }
 
 function called(): string {
-  const call = new callout.Call("auth", "POST", "/check?ü=1");
+  const call = new callout.Call("auth", "POST", "/check?q=%C3%BC");
   call.header("x-asked", "jä");
   call.body = bytes("höre");
   call.timeoutMs = 2000;

@@ -37,7 +37,7 @@ static CONFIG: OnceLock<Config> = OnceLock::new();
 impl lifecycle::Guest for AuthRequest {
     fn configure(config: String) -> Result<Requirements, Vec<String>> {
         let config = Config::parse(&config)?;
-        let targets = config.target.iter().chain([&config.upstream]).cloned().collect();
+        let targets = config.target.iter().cloned().collect();
         CONFIG.set(config).map_err(|_| vec!["configured twice".to_owned()])?;
         Ok(Requirements { max_reuse: u32::MAX, tick_interval_ms: 0, targets })
     }
