@@ -18,9 +18,10 @@ use crate::config::{self, Config, Fault, Faults};
 use crate::connection::{Gates, Settings, Worker, serve};
 use crate::drain::{Drain, Guard};
 use crate::listener::{self, Accept, Listener};
-use crate::policy::{Engine, Policy};
+use crate::policy::{Engine, Policy, Services};
 use crate::route::{Route, Table};
 use crate::target::{self, Target};
+use crate::upstream;
 
 /// Loaded policies by name.
 pub type Policies = HashMap<String, Arc<Policy>>;
@@ -255,7 +256,8 @@ impl Gateway {
     }
 }
 
-/// The settings of each of `count` workers. Targets are the same for all, because they count what is in flight.
+/// The settings of each of `count` workers. Targets are the same for all, because they count what is in flight; policies
+/// are shown them, and the upstreams, from here on.
 fn settings<'a>(
     config: Config,
     policies: &'a Policies,
@@ -263,9 +265,14 @@ fn settings<'a>(
     gates: Gates,
     count: usize,
 ) -> impl Iterator<Item = Settings> + use<'a> {
-    let Config { limits, routes, targets, prefixes, handoff, pages, .. } = config;
+    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, .. } = config;
     let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
     let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
+    // All of them run on one engine.
+    if let Some(policy) = policies.values().next() {
+        let callouts = Arc::new(upstream::Table::new(upstreams));
+        policy.engine().connect(Services { targets: Arc::<target::Table>::clone(&targets), callouts });
+    }
     let route = |r: config::Route| Route {
         name: r.name.into(),
         host: r.host,

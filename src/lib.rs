@@ -62,13 +62,14 @@
 //!
 //! - Nothing but `connection`, and what it lends to by value, holds a client's socket. After a handoff there is no value
 //!   left to write to.
-//! - `policy` cannot open a socket or a file: its linker holds `request`, `log` and `config`.
+//! - `policy` cannot open a socket or a file: its linker holds the interfaces of the contract, and what of them reaches
+//!   outside goes through traits that `target` and `upstream` implement.
 //! - `handoff` imports nothing from the rest of the crate: it is what a daemon links.
 //! - `http` and `decision` touch no socket and no clock, and can be compiled without the rest, as the fuzz targets do.
 //! - The configuration is not handed around: each module owns its options, and `config` fills them in.
 //! - `unsafe` stands in `handoff::ancillary` only.
-//! - No task without an owner: `tokio::spawn` stands in [`drain`] only.
-//! - There is no upstream in this version: `proxy` is refused by the configuration and fails a policy.
+//! - No task without an owner: `tokio::spawn` stands in [`drain`] only; a connection to an upstream is a task of its pool.
+//! - Upstreams answer callouts only in this version: `proxy` is refused by the configuration and fails a policy.
 
 // In reading order.
 #[cfg(feature = "gateway")]
@@ -103,6 +104,8 @@ pub mod listener;
 #[cfg(feature = "gateway")]
 pub mod log;
 #[cfg(feature = "gateway")]
+pub mod metrics;
+#[cfg(feature = "gateway")]
 pub mod pace;
 #[cfg(feature = "gateway")]
 pub mod policy;
@@ -120,3 +123,5 @@ pub mod signal;
 pub mod target;
 #[cfg(feature = "gateway")]
 pub mod unix_socket;
+#[cfg(feature = "gateway")]
+pub mod upstream;

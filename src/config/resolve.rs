@@ -28,7 +28,7 @@ pub(super) struct Resolver<'a> {
 }
 
 /// What a key says that this version cannot do yet.
-const NOT_SERVED: &str = "is not served by this version";
+pub(super) const NOT_SERVED: &str = "is not served by this version";
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(source: &'a Source<'a>, file: &Path) -> Self {
@@ -38,9 +38,6 @@ impl<'a> Resolver<'a> {
     }
 
     pub(super) fn resolve(mut self, file: &ConfigFile) -> Result<Config, Faults> {
-        for name in file.upstream.keys() {
-            self.fault(&Key::of("upstream").name(name), NOT_SERVED);
-        }
         let (handoff, prefixes) = self.handoff(&file.handoff, &file.limits);
         let config = Config {
             workers: workers(&file.gateway),
@@ -53,18 +50,19 @@ impl<'a> Resolver<'a> {
             handoff,
             prefixes,
             targets: file.target.iter().filter_map(|(name, target)| self.target(name, target)).collect(),
-            policies: file.policy.iter().filter_map(|(name, policy)| self.policy(name, policy, &file.target)).collect(),
+            upstreams: file.upstream.iter().filter_map(|(name, upstream)| self.upstream(name, upstream)).collect(),
+            policies: file.policy.iter().filter_map(|(name, policy)| self.policy(name, policy, file)).collect(),
             routes: file.route.iter().enumerate().filter_map(|(at, route)| self.route(at, route, file)).collect(),
             pages: self.pages(&file.error_pages),
         };
         if self.faults.is_empty() { Ok(config) } else { Err(Faults(self.faults)) }
     }
 
-    fn fault(&mut self, key: &Key, message: impl Into<String>) {
+    pub(super) fn fault(&mut self, key: &Key, message: impl Into<String>) {
         self.faults.push(self.source.fault(key, message));
     }
 
-    fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
+    pub(super) fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
         for (name, written) in names {
             if *written {
                 self.fault(&key.name(name), NOT_SERVED);
@@ -72,7 +70,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn path(&self, text: &str) -> PathBuf {
+    pub(super) fn path(&self, text: &str) -> PathBuf {
         self.folder.join(text)
     }
 
@@ -214,6 +212,9 @@ impl<'a> Resolver<'a> {
 
     fn target(&mut self, name: &str, file: &TargetFile) -> Option<Target> {
         let key = Key::of("target").name(name);
+        if name.contains('/') {
+            self.fault(&key, "a / in a name: NAME/0 is how a policy names the first socket");
+        }
         let written = [("queue_timeout", file.queue_timeout.is_some()), ("queue_max", file.queue_max.is_some())];
         self.not_served(&key, &written);
         if file.sockets.is_empty() {
@@ -269,17 +270,9 @@ impl<'a> Resolver<'a> {
         Some(uids)
     }
 
-    fn policy(&mut self, name: &str, file: &PolicyFile, targets: &BTreeMap<String, TargetFile>) -> Option<Policy> {
+    fn policy(&mut self, name: &str, file: &PolicyFile, whole: &ConfigFile) -> Option<Policy> {
         let key = Key::of("policy").name(name);
-        let written = [
-            ("upstreams", file.upstreams.is_some()),
-            ("secrets", file.secrets.is_some()),
-            ("metric_series_max", file.metric_series_max.is_some()),
-            ("store_bytes_max", file.store_bytes_max.is_some()),
-            ("callouts_max", file.callouts_max.is_some()),
-            ("callout_bytes_max", file.callout_bytes_max.is_some()),
-        ];
-        self.not_served(&key, &written);
+        let targets = &whole.target;
         for (at, target) in file.targets.iter().flatten().enumerate() {
             if !targets.contains_key(target) && !target.starts_with('/') {
                 self.fault(&key.name("targets").index(at), format!("no target is called {target:?}"));
@@ -304,6 +297,7 @@ impl<'a> Resolver<'a> {
         options.decision_bytes_max = file.decision_bytes_max.map_or(options.decision_bytes_max, |s| s.0);
         options.log_lines_per_second_max = file.log_lines_per_second.unwrap_or(options.log_lines_per_second_max);
         options.breaker = self.breaker(&key.name("breaker"), file.breaker.as_ref());
+        self.services(&key, file, whole, &mut options);
         options.targets.clone_from(&file.targets);
         options.known_targets = Some(targets.keys().cloned().collect());
         for (name, zero) in

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::error::BadValue;
+pub(super) use super::error::BadValue;
 use super::hooks::{Admittance, FailureStage, HandoffFailure};
 use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
 use crate::http::fields::is_token_byte;
@@ -30,7 +30,13 @@ mod generated {
                 import baton:policy/request@0.1.0;
                 import baton:policy/response@0.1.0;
                 import baton:policy/log@0.1.0;
+                import baton:policy/metrics@0.1.0;
                 import baton:policy/config@0.1.0;
+                import baton:policy/clock@0.1.0;
+                import baton:policy/random@0.1.0;
+                import baton:policy/store@0.1.0;
+                import baton:policy/targets@0.1.0;
+                import baton:policy/callout@0.1.0;
                 export baton:policy/lifecycle@0.1.0;
                 export baton:policy/connection-hook@0.1.0;
                 export baton:policy/failure-hook@0.1.0;
@@ -38,12 +44,18 @@ mod generated {
             }
         ",
         world: "baton:host/host",
-        imports: { default: trappable, "baton:policy/request.body-prefix": async | trappable },
+        imports: {
+            default: trappable,
+            "baton:policy/request.body-prefix": async | trappable,
+            "baton:policy/callout.fetch": async | trappable,
+        },
     });
 }
 
 pub(super) use generated::Host_ as World;
-pub(super) use generated::baton::policy::{config, log, request, response, types};
+pub(super) use generated::baton::policy::{
+    callout, clock, config, log, metrics, random, request, response, store, targets, types,
+};
 pub(super) use generated::exports::baton::policy::complete_hook::Summary;
 pub(super) use generated::exports::baton::policy::connection_hook::{Connection, ConnectionAction};
 pub(super) use generated::exports::baton::policy::failure_hook::{Failure, Stage};
@@ -188,7 +200,7 @@ fn edits(given: types::Edits) -> Result<Edits, BadValue> {
     Ok(Edits { remove, set: fields(given.set)?, append: fields(given.append)? })
 }
 
-fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
+pub(super) fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
     let mut fields = Vec::with_capacity(given.len());
     for types::Field { name, value } in given {
         let name = self::name(name)?;

@@ -69,7 +69,7 @@ impl Generation {
         file: Arc<[u8]>,
         tally: &Arc<Tally>,
     ) -> Result<Self, LoadError> {
-        let identity = Arc::new(Identity::new(options, number));
+        let identity = Arc::new(Identity::new(engine.registry(), options, number));
         let proven = prove::prove(engine, options, &identity, tally, &file)?;
         let mut reuse_max = options.reuse_max;
         let mut targets = options.targets.clone();
@@ -83,6 +83,7 @@ impl Generation {
             let reason = format!("requires a tick every {ms} ms; {TICK_MS_MIN} ms is the shortest interval");
             return Err(LoadError::new(Stage::Configure, reason));
         }
+        identity.put_in_force(targets.clone());
         let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -179,7 +180,7 @@ impl Generation {
 
     /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
-        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
+        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| super::is_target_or_member(target, name)))
     }
 
     /// Whether all targets that it requires are among those of a configuration.

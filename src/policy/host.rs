@@ -22,6 +22,9 @@ use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 use super::prove::{COMPLETE_HOOK, CONNECTION_HOOK, FAILURE_HOOK, RESPONSE_HOOK};
 use super::status::{Alive, Tally};
+use super::services::Services;
+use super::shared::Registry;
+use crate::metrics::Exposition;
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -34,6 +37,7 @@ struct Machine {
     wasmtime: wasmtime::Engine,
     linker: Linker<State>,
     ticker: Ticker,
+    registry: Arc<Registry>,
     workers: usize,
 }
 
@@ -56,7 +60,21 @@ impl Engine {
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
-        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1) })))
+        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, registry: Arc::default(), workers: workers.max(1) })))
+    }
+
+    /// What policies may ask of the gateway from here on.
+    pub fn connect(&self, services: Services) {
+        self.0.registry.connect(services);
+    }
+
+    /// Adds what policies have counted.
+    pub fn expose(&self, out: &mut Exposition) {
+        self.0.registry.expose(out);
+    }
+
+    pub(super) fn registry(&self) -> &Arc<Registry> {
+        &self.0.registry
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -177,7 +195,7 @@ impl Template {
     }
 
     fn store(&self, deadline: Deadline) -> Store<State> {
-        let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
+        let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false, callouts: 0 };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
         let mut store = Store::new(&self.engine.0.wasmtime, State { imports, memory, decision_bytes_max });
@@ -425,6 +443,7 @@ impl Instance {
         let imports = &mut self.store.data_mut().imports;
         imports.deadline = deadline;
         imports.spoke = false;
+        imports.callouts = 0;
         self.store.set_epoch_deadline(deadline.ticks());
     }
 }

@@ -15,8 +15,10 @@
 //! `reuse_max`. Nothing of a request stays in an instance but what the module itself put into its memory.
 //!
 //! Deliberately absent: this module holds no client and no socket, and the linker offers none. The beginning of a body
-//! comes through [`BodyPort`], from whoever owns the client. No precompiled code is loaded from anywhere.
+//! comes through [`BodyPort`], from whoever owns the client; callouts and the state of targets come through
+//! [`Services`], from whoever owns those. No precompiled code is loaded from anywhere.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -34,11 +36,16 @@ mod hooks;
 mod host;
 mod imports;
 mod limits;
+mod metrics;
 mod prove;
 mod reload;
+mod secret;
+mod services;
+mod shared;
 mod snapshot;
 mod status;
 mod tick;
+mod store;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use breaker::{BreakerOptions, BreakerState};
@@ -47,6 +54,10 @@ pub use generation::{Digest, Generation};
 pub use hooks::{Admittance, Completion, FailureStage, HandoffFailure, Summary, UpstreamHead};
 pub use host::Engine;
 pub use reload::Watcher;
+pub use secret::Secret;
+pub use services::{
+    Callout, CalloutAnswer, CalloutError, Callouts, Fetching, Health, Services, Strategy, TargetStatus, Targets,
+};
 pub use status::{LastError, LastReload, Status};
 
 use status::Tally;
@@ -91,6 +102,18 @@ pub struct Options {
     pub log_lines_per_second_max: u32,
     /// When it is not asked any more for a while.
     pub breaker: BreakerOptions,
+    /// By the names that `config.secret` is asked for.
+    pub secrets: BTreeMap<String, Secret>,
+    /// What its callouts may reach.
+    pub upstreams: Vec<String>,
+    /// Of all of its metrics together, in this process.
+    pub metric_series_max: usize,
+    /// Keys, values and what they cost beside.
+    pub store_bytes_max: usize,
+    /// Callouts of one hook.
+    pub callouts_max: u32,
+    /// Fields and body of one answer to a callout.
+    pub callout_bytes_max: usize,
 }
 
 impl Options {
@@ -110,6 +133,12 @@ impl Options {
             decision_bytes_max: 1 << 20,
             log_lines_per_second_max: 100,
             breaker: BreakerOptions::default(),
+            secrets: BTreeMap::new(),
+            upstreams: Vec::new(),
+            metric_series_max: 1000,
+            store_bytes_max: 16 << 20,
+            callouts_max: 8,
+            callout_bytes_max: 1 << 20,
         }
     }
 
@@ -286,6 +315,11 @@ impl Policy {
         Ok(Reload::Swapped { from, to })
     }
 
+    /// The machine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What the configuration says of it.
     pub fn options(&self) -> &Options {
         &self.options
@@ -349,6 +383,14 @@ impl History {
             self.before = Some(Past { number: before.number(), file: Arc::clone(before.file()) });
         }
     }
+}
+
+/// Whether `named` is the target of that name, or one of its members, which are called `NAME/INDEX`: whoever may name all of
+/// them may name each.
+fn is_target_or_member(named: &str, target: &str) -> bool {
+    let Some(rest) = named.strip_prefix(target) else { return false };
+    let is_index = |index: &str| !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit());
+    rest.is_empty() || !target.starts_with('/') && rest.strip_prefix('/').is_some_and(is_index)
 }
 
 /// The whole file in memory: it may be written to while it is looked at.

@@ -47,7 +47,10 @@ pub(super) const FAILURE_HOOK: &str = "baton:policy/failure-hook@0.1.0";
 pub(super) const COMPLETE_HOOK: &str = "baton:policy/complete-hook@0.1.0";
 
 /// Interfaces of the contract that can be imported.
-const OFFERED: [&str; 5] = ["types", "request", "response", "log", "config"];
+const OFFERED: [&str; 11] =
+    ["types", "request", "response", "log", "metrics", "config", "clock", "random", "store", "targets", "callout"];
+/// Functions of theirs that wait.
+const WAITING: [(&str, &str); 2] = [("request", "body-prefix"), ("callout", "fetch")];
 /// The contract's own version.
 const VERSION: &str = "0.1.0";
 
@@ -115,6 +118,7 @@ pub(super) fn prove(
         Some(Ok(_)) => proven.template = template(&engine.compile(&plain)?)?,
         _ => {}
     }
+    identity.set_configured();
     let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
     hooks::check_types(&mut instance).map_err(stage(Stage::Exports))?;
     match now(instance.self_test(test_call(), deadline)).map_err(stage(Stage::SelfTest))? {
@@ -170,7 +174,8 @@ fn check_imports(component: &Component) -> Result<bool, LoadError> {
             return refuse("this version of the gateway does not offer that interface yet; do without it");
         }
         if let ComponentItem::ComponentInstance(instance) = import.ty {
-            suspends |= interface == "request" && instance.get_export(engine, "body-prefix").is_some();
+            let is_there = |function: &str| instance.get_export(engine, function).is_some();
+            suspends |= WAITING.iter().any(|(of, function)| *of == interface && is_there(function));
         }
     }
     Ok(suspends)
@@ -200,7 +205,8 @@ fn test_call() -> Call {
     }
 }
 
-/// Runs a future that has nothing to wait for: the only import that waits is `body-prefix`, and the body here is empty.
+/// Runs a future that has nothing to wait for: of the imports that wait, `body-prefix` finds an empty body here, and a
+/// callout is not allowed.
 fn now<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

@@ -181,10 +181,11 @@ mod tests {
         let origin = Origin { peer, local: "127.0.0.1:80".into(), listener: "http".into() };
         let request = Arc::new(Request::new(Id::new(), head, Arc::new(origin), Some("/v1/".into())));
         Imports {
-            identity: Arc::new(Identity::new(&Options::new("p", "p.wasm".into()), 1)),
+            identity: Arc::new(Identity::new(&Arc::default(), &Options::new("p", "p.wasm".into()), 1)),
             call: Some(Call { request, body: BodyPort::empty() }),
             deadline: Deadline::after(Duration::from_secs(1)),
             spoke: false,
+            callouts: 0,
         }
     }
 
