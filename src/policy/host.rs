@@ -21,9 +21,9 @@ use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, 
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 use super::prove::{COMPLETE_HOOK, CONNECTION_HOOK, FAILURE_HOOK, RESPONSE_HOOK};
-use super::status::{Alive, Tally};
 use super::services::Services;
 use super::shared::Registry;
+use super::status::{Alive, Tally};
 use crate::metrics::Exposition;
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.

@@ -44,8 +44,8 @@ mod services;
 mod shared;
 mod snapshot;
 mod status;
-mod tick;
 mod store;
+mod tick;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use breaker::{BreakerOptions, BreakerState};
