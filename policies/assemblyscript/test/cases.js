@@ -172,6 +172,8 @@ for (const policy of ["bearer", "router"]) {
 
   test(`${policy}: memory does not grow`, () => {
     const requests = names("", ".http").map((name) => read(readFileSync(cases(`${name}.http`))));
+    // What is left behind is collected after several decisions, so the first ones may need more.
+    for (let i = 0; i < 1_000; i++) configured.decide(requests[i % requests.length]);
     const before = configured.guest.memory.buffer.byteLength;
     for (let i = 0; i < 50_000; i++) configured.decide(requests[i % requests.length]);
     assert.equal(configured.guest.memory.buffer.byteLength, before);

@@ -7,8 +7,8 @@
 // Memory. What the gateway writes into the policy it asks room for by `cabi_realloc`, which makes managed objects: a
 // string that arrives is a `string`, bytes that arrive are an `ArrayBuffer`, and a list is an `ArrayBuffer` too.
 // Nothing is collected while a hook runs, so addresses may stand in plain memory meanwhile; when the gateway has read
-// the answer it calls `on_request_post`, and that collects everything that the policy does not hold in a global. A hook
-// without an answer collects at its own end.
+// the answer it calls `on_request_post`, and every sixteenth time, or when memory had to grow, that collects everything
+// that the policy does not hold in a global. A hook without an answer does so at its own end.
 //
 // Layouts (offset: field), as wit-parser gives them for wasm32; `tests/assemblyscript.rs` compares them:
 //
@@ -57,14 +57,25 @@ export function cabi_realloc(old: usize, oldSize: usize, align: usize, size: usi
   return __new(size, align == 2 ? idof<string>() : idof<ArrayBuffer>());
 }
 
-/** Frees what a hook left behind; no reference is on the stack between hooks, so every collection is safe here. */
+/** To look at everything that is held costs more than a decision, so several leave behind what they will together. */
+const HOOKS_BETWEEN = 16;
+let hooks = 0;
+let pages = 0;
+
+/**
+ * Frees what hooks left behind: after some of them, and at once when memory had to grow for the last one. No reference is
+ * on the stack between hooks, so every collection is safe here.
+ */
 export function collect(answer: usize): void {
-  __collect();
+  collectNow();
 }
 
-/** Frees what a hook without an answer left behind: to be called last, when nothing of it is needed any more. */
+/** The same behind a hook without an answer: to be called last, when nothing of it is needed any more. */
 export function collectNow(): void {
+  if (++hooks < HOOKS_BETWEEN && memory.size() == pages) return;
   __collect();
+  hooks = 0;
+  pages = memory.size();
 }
 
 /** Where imports write what does not fit into a WebAssembly value: the largest is an optional target-status. */
