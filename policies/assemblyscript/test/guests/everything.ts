@@ -17,7 +17,7 @@ export * from "../../assembly/baton/exports/tick";
 
 onConfigure((text) => {
   log.info("configured", [["config", text]]);
-  return configured(["chat"], u32.MAX_VALUE, 20);
+  return configured(["chat", "nobody"], u32.MAX_VALUE, 20);
 });
 
 onSelfTest(() => (request.path() == "/" ? null : "no empty request"));
@@ -45,13 +45,16 @@ onResponse((carry) => {
   return decision;
 });
 
-onHandoffFailed((failure, carry) =>
-  Decision.respond(
+onHandoffFailed((failure, carry) => {
+  const decision = Decision.respond(
     502,
     `${failure.target} stage ${failure.stage} errno ${failure.errno} attempt ${failure.attempt} ` +
       `retryable ${failure.retryable} carry ${text(carry)}`,
-  ),
-);
+  );
+  // What the last hook leaves is what the next one finds.
+  decision.carry = carry;
+  return decision;
+});
 
 onComplete((summary, carry) => {
   const target = summary.target;
@@ -102,7 +105,7 @@ onRequest((): Decision => {
 
 function handoff(target: string): Decision {
   const decision = Decision.handoff(target, bytes('{"wörld":"🦀"}'));
-  decision.alternates = target == "chat" ? [] : ["nobody-else"];
+  decision.alternates = target == "chat" ? [] : ["nobody"];
   decision.relay = Relay.Never;
   decision.timeoutMs = 2000;
   decision.carry = bytes("carried 🦀");
