@@ -9,6 +9,8 @@
 pub mod handing_over;
 mod kernel;
 pub mod load;
+#[cfg(feature = "gateway")]
+pub mod shipped;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

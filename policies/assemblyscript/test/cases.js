@@ -6,14 +6,12 @@ import { readFileSync, readdirSync } from "node:fs";
 import test from "node:test";
 
 const here = (path) => new URL(path, import.meta.url);
-const cases = (path) => here(`../../cases/bearer/${path}`);
 const json = (url) => JSON.parse(readFileSync(url, "utf8"));
-const module = new WebAssembly.Module(readFileSync(here("../target/bearer.wasm")));
 
 class Policy {
   request = { method: "GET", path: "/", query: null, headers: [] };
 
-  constructor() {
+  constructor(module) {
     const imports = {
       "baton:policy/request@0.1.0": {
         method: (at) => this.putString(at, this.request.method),
@@ -61,7 +59,7 @@ class Policy {
     this.request = request;
     const at = this.guest.on_request();
     const decision = this.decision(at);
-    const annotations = this.list(at + 72, 16, (item) => [this.stringAt(item), this.stringAt(item + 8)]);
+    const annotations = this.list(at + 80, 16, (item) => [this.stringAt(item), this.stringAt(item + 8)]);
     if (annotations.length > 0) decision.annotations = Object.fromEntries(annotations);
     this.guest.on_request_post(at);
     return decision;
@@ -69,6 +67,8 @@ class Policy {
 
   decision(at) {
     switch (this.view.getUint8(at)) {
+      case 0:
+        return { action: "pass" };
       case 1:
         return { action: "handoff", target: this.stringAt(at + 4), data: this.textAt(at + 12) };
       case 3: {
@@ -144,32 +144,38 @@ function read(raw) {
   };
 }
 
-const names = (path, extension) =>
-  readdirSync(cases(path)).filter((file) => file.endsWith(extension)).map((file) => file.slice(0, -extension.length));
+for (const policy of ["bearer", "router"]) {
+  const module = new WebAssembly.Module(readFileSync(here(`../target/${policy}.wasm`)));
+  const cases = (path) => here(`../../cases/${policy}/${path}`);
+  const names = (path, extension) =>
+    readdirSync(cases(path)).filter((file) => file.endsWith(extension)).map((file) => file.slice(0, -extension.length));
 
-const configured = new Policy();
+  const configured = new Policy(module);
 
-test("the configuration is taken, and names the target", () => {
-  assert.deepEqual(configured.configure(json(cases("config.json"))), { faults: null, targets: ["chat"] });
-  assert.equal(configured.selfTest(), null);
-});
+  test(`${policy}: the configuration is taken`, () => {
+    assert.equal(configured.configure(json(cases("config.json"))).faults, null);
+    if (configured.guest.self_test !== undefined) assert.equal(configured.selfTest(), null);
+  });
 
-for (const name of names("", ".http")) {
-  test(name, () => {
-    assert.deepEqual(configured.decide(read(readFileSync(cases(`${name}.http`)))), json(cases(`${name}.json`)));
+  for (const name of names("", ".http")) {
+    test(`${policy}: ${name}`, () => {
+      assert.deepEqual(configured.decide(read(readFileSync(cases(`${name}.http`)))), json(cases(`${name}.json`)));
+    });
+  }
+
+  for (const name of names("refused", ".json")) {
+    test(`${policy}: refused: ${name}`, () => {
+      const { config, faults } = json(cases(`refused/${name}.json`));
+      assert.deepEqual(new Policy(module).configure(config).faults, faults);
+    });
+  }
+
+  test(`${policy}: memory does not grow`, () => {
+    const requests = names("", ".http").map((name) => read(readFileSync(cases(`${name}.http`))));
+    // What is left behind is collected after several decisions, so the first ones may need more.
+    for (let i = 0; i < 1_000; i++) configured.decide(requests[i % requests.length]);
+    const before = configured.guest.memory.buffer.byteLength;
+    for (let i = 0; i < 50_000; i++) configured.decide(requests[i % requests.length]);
+    assert.equal(configured.guest.memory.buffer.byteLength, before);
   });
 }
-
-for (const name of names("refused", ".json")) {
-  test(`refused: ${name}`, () => {
-    const { config, faults } = json(cases(`refused/${name}.json`));
-    assert.deepEqual(new Policy().configure(config).faults, faults);
-  });
-}
-
-test("memory does not grow", () => {
-  const request = read(readFileSync(cases("known-token.http")));
-  const before = configured.guest.memory.buffer.byteLength;
-  for (let i = 0; i < 100_000; i++) configured.decide(request);
-  assert.equal(configured.guest.memory.buffer.byteLength, before);
-});

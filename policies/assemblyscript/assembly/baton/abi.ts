@@ -5,29 +5,48 @@
 // string argument is its address and its number of code units; nothing is converted and nothing is copied.
 //
 // Memory. What the gateway writes into the policy it asks room for by `cabi_realloc`, which makes managed objects: a
-// string that arrives is a `string`, bytes that arrive are an `ArrayBuffer`. Nothing is collected while a hook runs, so
-// addresses may stand in plain memory meanwhile; when the gateway has read the answer it calls `on_request_post`, and
-// that collects everything that the policy does not hold in a global.
+// string that arrives is a `string`, bytes that arrive are an `ArrayBuffer`, and a list is an `ArrayBuffer` too.
+// Nothing is collected while a hook runs, so addresses may stand in plain memory meanwhile; when the gateway has read
+// the answer it calls `on_request_post`, and every sixteenth time, or when memory had to grow, that collects everything
+// that the policy does not hold in a global. A hook without an answer does so at its own end.
 //
-// Layouts (offset: field), as wit-parser gives them for wasm32:
+// Layouts (offset: field), as wit-parser gives them for wasm32; `tests/assemblyscript.rs` compares them:
 //
 //   string                0: address   4: code units
 //   list                  0: address   4: number of elements
-//   option                0: u8, 1 when there is one; the value at 4, or at 8 when it is an u64
+//   option                0: u8, 1 when there is one; the value behind it, at its own alignment: 1, 2, 4, or 8
+//   result                0: u8, 1 for an error; either value at the larger alignment of the two
 //   tuple<string, string> 0: first   8: second   (16 bytes)
-//   field                 0: name   8: value, list<u8>   (16 bytes)
-//   response-head         0: u16 status   4: headers   (12 bytes)
+//
+//   field                 0: name   8: value   (16 bytes)
+//   tcp-peer              0: ip   8: port   (12 bytes)
+//   unix-peer             0: uid   4: gid   8: pid   (16 bytes)
+//   peer-address          4: payload   (20 bytes)
+//   tls-info              0: version   8: cipher   16: sni   28: alpn   40: client-verified   (44 bytes)
+//   response-head         0: status   4: headers   (12 bytes)
+//   handoff               0: target   8: data   16: metadata   24: response-head   40: include-head   41: relay
+//                         44: timeout-ms   52: alternates   60: response-body   (68 bytes)
 //   edits                 0: remove   8: set   16: append   (24 bytes)
-//   respond               0: u16 status   4: headers   12: body   (20 bytes)
-//   handoff               0: target   8: data   16: metadata   24: option<response-head>   40: u8 include-head
-//                         41: u8 relay   44: option<u32> timeout-ms   52: alternates   60: response-body   (68 bytes)
-//   action                0: u8 case (0 pass, 1 handoff, 2 proxy, 3 respond, 4 abort)   4: its payload   (72 bytes)
+//   proxy                 0: upstream   8: path-and-query   20: request   44: timeout-ms   52: inspect-response
+//                         (56 bytes)
+//   respond               0: status   4: headers   12: body   (20 bytes)
+//   action                4: payload   (72 bytes)
 //   decision              0: action   72: carry   80: annotations   (88 bytes)
-//   requirements          0: u32 max-reuse   4: u32 tick-interval-ms   8: targets   (16 bytes)
-//   result of configure   0: u8, 1 for an error   4: requirements, or list<string>   (20 bytes)
-//   result of self-test   0: u8, 1 for an error   4: string   (12 bytes)
+//   connection-action     4: payload   (72 bytes)
+//   requirements          0: max-reuse   4: tick-interval-ms   8: targets   (16 bytes)
+//   entry                 0: value   8: version   (16 bytes)
+//   target-status         0: name   8: health   12: in-flight   16: load   32: last-error   (48 bytes)
+//   answer                0: status   4: headers   12: body   (20 bytes)
+//   call-error            4: payload   (12 bytes)
 
-import { Abort, Decision, Handoff, Pass, Respond } from "./decision";
+import { Answer, CallError, CallErrorKind } from "./callout";
+import { ConnectionAction, Verdict } from "./connection";
+import { Abort, Decision, Handoff, Pass, Proxy, Respond } from "./decision";
+import { Configured } from "./lifecycle";
+import { BodyError, Field, Peer, TlsInfo } from "./request";
+import { Result } from "./result";
+import { Entry, StoreError } from "./store";
+import { Health, TargetStatus } from "./targets";
 
 /** Tells the gateway that strings are UTF-16. */
 export const baton_utf16: i32 = 1;
@@ -38,13 +57,29 @@ export function cabi_realloc(old: usize, oldSize: usize, align: usize, size: usi
   return __new(size, align == 2 ? idof<string>() : idof<ArrayBuffer>());
 }
 
-/** Frees what a hook left behind; no reference is on the stack between hooks, so every collection is safe here. */
+/** To look at everything that is held costs more than a decision, so several leave behind what they will together. */
+const HOOKS_BETWEEN = 16;
+let hooks = 0;
+let pages = 0;
+
+/**
+ * Frees what hooks left behind: after some of them, and at once when memory had to grow for the last one. No reference is
+ * on the stack between hooks, so every collection is safe here.
+ */
 export function collect(answer: usize): void {
-  __collect();
+  collectNow();
 }
 
-/** Where imports write what does not fit into a WebAssembly value: 16 bytes hold the largest that is used here. */
-export const RETURNED: usize = memory.data(16, 8);
+/** The same behind a hook without an answer: to be called last, when nothing of it is needed any more. */
+export function collectNow(): void {
+  if (++hooks < HOOKS_BETWEEN && memory.size() == pages) return;
+  __collect();
+  hooks = 0;
+  pages = memory.size();
+}
+
+/** Where imports write what does not fit into a WebAssembly value: the largest is an optional target-status. */
+export const RETURNED: usize = memory.data(56, 8);
 
 export function stringAt(at: usize): string {
   const length = load<i32>(at, 4);
@@ -71,9 +106,106 @@ export function bytesListAt(at: usize): ArrayBuffer[] {
   return list;
 }
 
-/** The configuration, as `configure` is called with it. */
-export function argument(address: usize, length: i32): string {
+export function optionalBytesListAt(at: usize): (ArrayBuffer | null)[] {
+  const first = load<usize>(at);
+  const list: (ArrayBuffer | null)[] = [];
+  for (let i = 0, n = load<i32>(at, 4); i < n; i++) list.push(optionalBytesAt(first + i * 12));
+  return list;
+}
+
+export function fieldsAt(at: usize): Field[] {
+  const first = load<usize>(at);
+  const list: Field[] = [];
+  for (let i = 0, n = load<i32>(at, 4); i < n; i++) {
+    list.push(new Field(stringAt(first + i * 16), bytesAt(first + i * 16 + 8)));
+  }
+  return list;
+}
+
+/** An optional number of 64 bits; `none` when there is none. */
+export function optionalI64At(at: usize, none: i64): i64 {
+  return load<u8>(at) == 0 ? none : load<i64>(at, 8);
+}
+
+export function bodyPrefixAt(at: usize): Result<ArrayBuffer, BodyError> {
+  if (load<u8>(at) == 0) return new Result<ArrayBuffer, BodyError>(true, bytesAt(at + 4), 0);
+  return new Result<ArrayBuffer, BodyError>(false, new ArrayBuffer(0), load<u8>(at, 4));
+}
+
+export function peerAt(at: usize): Peer {
+  if (load<u8>(at) == 0) return Peer.tcp(stringAt(at + 4), load<u16>(at, 12));
+  return Peer.unix(load<u32>(at, 4), load<u32>(at, 8), load<u8>(at, 12) == 0 ? -1 : i64(load<u32>(at, 16)));
+}
+
+export function optionalTlsAt(at: usize): TlsInfo | null {
+  if (load<u8>(at) == 0) return null;
+  const tls = at + 4;
+  return new TlsInfo(
+    stringAt(tls), stringAt(tls + 8), optionalStringAt(tls + 16), optionalStringAt(tls + 28), load<u8>(tls, 40) != 0,
+  );
+}
+
+export function optionalEntryAt(at: usize): Entry | null {
+  return load<u8>(at) == 0 ? null : new Entry(bytesAt(at + 8), load<u64>(at, 16));
+}
+
+export function storedAt<T>(at: usize): Result<T, StoreError> {
+  if (load<u8>(at) == 0) return new Result<T, StoreError>(true, load<T>(at, 8), 0);
+  return new Result<T, StoreError>(false, 0, load<u8>(at, 8));
+}
+
+function targetStatusAt(at: usize): TargetStatus {
+  const health: Health = load<u8>(at, 8);
+  const load_ = load<u8>(at, 16) == 0 ? NaN : load<f64>(at, 24);
+  return new TargetStatus(stringAt(at), health, load<u32>(at, 12), load_, optionalStringAt(at + 32));
+}
+
+export function optionalTargetStatusAt(at: usize): TargetStatus | null {
+  return load<u8>(at) == 0 ? null : targetStatusAt(at + 8);
+}
+
+export function targetStatusesAt(at: usize): TargetStatus[] {
+  const first = load<usize>(at);
+  const list: TargetStatus[] = [];
+  for (let i = 0, n = load<i32>(at, 4); i < n; i++) list.push(targetStatusAt(first + i * 48));
+  return list;
+}
+
+export function answeredAt(at: usize): Result<Answer, CallError> {
+  if (load<u8>(at) == 0) {
+    const answer = new Answer(load<u16>(at, 4), fieldsAt(at + 8), bytesAt(at + 16));
+    return new Result<Answer, CallError>(true, answer, new CallError(0, ""));
+  }
+  const kind: CallErrorKind = load<u8>(at, 4);
+  const reason = kind == CallErrorKind.Unreachable ? stringAt(at + 8) : "";
+  const nothing = new Answer(0, [], new ArrayBuffer(0));
+  return new Result<Answer, CallError>(false, nothing, new CallError(kind, reason));
+}
+
+// Arguments of hooks come as WebAssembly values, one for each that an item is made of.
+
+export function stringOf(address: usize, length: i32): string {
   return length == 0 ? "" : changetype<string>(address);
+}
+
+export function optionalStringOf(some: i32, address: usize, length: i32): string | null {
+  return some == 0 ? null : stringOf(address, length);
+}
+
+export function bytesOf(address: usize, length: i32): ArrayBuffer {
+  return length == 0 ? new ArrayBuffer(0) : changetype<ArrayBuffer>(address);
+}
+
+export function stringsOf(address: usize, length: i32): string[] {
+  const list: string[] = [];
+  for (let i = 0; i < length; i++) list.push(stringAt(address + i * 8));
+  return list;
+}
+
+/** A variant has the values of its longest case; what a case has no use for is 0. */
+export function peerOf(kind: i32, first: usize, second: i32, third: i32, fourth: i32): Peer {
+  if (kind == 0) return Peer.tcp(stringOf(first, second), u16(third));
+  return Peer.unix(u32(first), u32(second), third == 0 ? -1 : i64(u32(fourth)));
 }
 
 export function putString(at: usize, text: string): void {
@@ -104,6 +236,23 @@ export function putPairs(at: usize, list: string[][]): void {
   store<i32>(at, list.length, 4);
 }
 
+function putOptionalString(at: usize, text: string | null): void {
+  store<u8>(at, u8(text !== null));
+  if (text !== null) putString(at + 4, text);
+}
+
+/** Milliseconds, 0 for none. */
+function putOptionalTimeout(at: usize, ms: u32): void {
+  store<u8>(at, u8(ms != 0));
+  store<u32>(at, ms, 4);
+}
+
+function putEdits(at: usize, edits: Pass): void {
+  putStrings(at, edits.removed);
+  putFields(at + 8, edits.replaced);
+  putFields(at + 16, edits.appended);
+}
+
 /** Header fields: the values leave as UTF-8. */
 export function putFields(at: usize, list: string[][]): void {
   const room = new ArrayBuffer(list.length * 16);
@@ -116,6 +265,22 @@ export function putFields(at: usize, list: string[][]): void {
   store<i32>(at, list.length, 4);
 }
 
+function putHandoff(at: usize, handoff: Handoff): void {
+  putString(at, handoff.target);
+  putBytes(at + 8, handoff.data);
+  putPairs(at + 16, handoff.metadata);
+  if (handoff.responseStatus != 0) {
+    store<u8>(at, 1, 24);
+    store<u16>(at, handoff.responseStatus, 28);
+    putFields(at + 32, handoff.responseHeaders);
+  }
+  store<u8>(at, u8(handoff.includeHead), 40);
+  store<u8>(at, u8(handoff.relay), 41);
+  putOptionalTimeout(at + 44, handoff.timeoutMs);
+  putStrings(at + 52, handoff.alternates);
+  putBytes(at + 60, handoff.responseBody);
+}
+
 const DECISION: usize = memory.data(88, 4);
 
 /** Writes a decision for the gateway to read, and returns where it stands. */
@@ -123,29 +288,18 @@ export function lower(decision: Decision): usize {
   memory.fill(DECISION, 0, 88);
   const payload = DECISION + 4;
   if (decision instanceof Pass) {
-    const edits = decision as Pass;
-    putStrings(payload, edits.removed);
-    putFields(payload + 8, edits.replaced);
-    putFields(payload + 16, edits.appended);
+    putEdits(payload, decision as Pass);
   } else if (decision instanceof Handoff) {
-    const handoff = decision as Handoff;
     store<u8>(DECISION, 1);
-    putString(payload, handoff.target);
-    putBytes(payload + 8, handoff.data);
-    putPairs(payload + 16, handoff.metadata);
-    if (handoff.responseStatus != 0) {
-      store<u8>(payload, 1, 24);
-      store<u16>(payload, handoff.responseStatus, 28);
-      putFields(payload + 32, handoff.responseHeaders);
-    }
-    store<u8>(payload, u8(handoff.includeHead), 40);
-    store<u8>(payload, u8(handoff.relay), 41);
-    if (handoff.timeoutMs != 0) {
-      store<u8>(payload, 1, 44);
-      store<u32>(payload, handoff.timeoutMs, 48);
-    }
-    putStrings(payload + 52, handoff.alternates);
-    putBytes(payload + 60, handoff.responseBody);
+    putHandoff(payload, decision as Handoff);
+  } else if (decision instanceof Proxy) {
+    const proxy = decision as Proxy;
+    store<u8>(DECISION, 2);
+    putString(payload, proxy.upstream);
+    putOptionalString(payload + 8, proxy.pathAndQuery);
+    putEdits(payload + 20, proxy.request);
+    putOptionalTimeout(payload + 44, proxy.timeoutMs);
+    store<u8>(payload, u8(proxy.inspectResponse), 52);
   } else if (decision instanceof Respond) {
     const respond = decision as Respond;
     store<u8>(DECISION, 3);
@@ -161,19 +315,26 @@ export function lower(decision: Decision): usize {
   return DECISION;
 }
 
-const CONFIGURED: usize = memory.data(20, 4);
+const CONNECTED: usize = memory.data(72, 4);
 
-export function lowerRequirements(maxReuse: u32, tickIntervalMs: u32, targets: string[]): usize {
-  store<u8>(CONFIGURED, 0);
-  store<u32>(CONFIGURED, maxReuse, 4);
-  store<u32>(CONFIGURED, tickIntervalMs, 8);
-  putStrings(CONFIGURED + 12, targets);
-  return CONFIGURED;
+export function lowerConnectionAction(action: ConnectionAction): usize {
+  memory.fill(CONNECTED, 0, 72);
+  store<u8>(CONNECTED, u8(action.verdict));
+  if (action.verdict == Verdict.HandOver) putHandoff(CONNECTED + 4, assert(action.handoff));
+  return CONNECTED;
 }
 
-export function lowerFaults(faults: string[]): usize {
-  store<u8>(CONFIGURED, 1);
-  putStrings(CONFIGURED + 4, faults);
+const CONFIGURED: usize = memory.data(20, 4);
+
+export function lowerConfigured(configured: Configured): usize {
+  store<u8>(CONFIGURED, u8(configured.faults.length != 0));
+  if (configured.faults.length != 0) {
+    putStrings(CONFIGURED + 4, configured.faults);
+  } else {
+    store<u32>(CONFIGURED, configured.maxReuse, 4);
+    store<u32>(CONFIGURED, configured.tickIntervalMs, 8);
+    putStrings(CONFIGURED + 12, configured.targets);
+  }
   return CONFIGURED;
 }
 

@@ -1,10 +1,4 @@
-// What a policy can answer. `lower()` turns a decision into what a hook returns:
-//
-//   export function on_request(): usize {
-//     return Decision.handoff("chat", bytes("hello")).lower();
-//   }
-
-import { lower } from "./abi";
+// What a policy can answer.
 
 /** When a handoff may be a pair of sockets that the gateway translates between. */
 export enum Relay {
@@ -28,6 +22,11 @@ export abstract class Decision {
     return new Handoff(target, data);
   }
 
+  /** The request goes on to an upstream of the configuration. */
+  static proxy(upstream: string): Proxy {
+    return new Proxy(upstream);
+  }
+
   /** The client is answered here. */
   static respond(status: u16, body: string): Respond {
     return new Respond(status, body);
@@ -41,11 +40,6 @@ export abstract class Decision {
   /** Adds to the access log; the last value of a key wins. */
   annotate(key: string, value: string): void {
     this.annotations.push([key, value]);
-  }
-
-  /** Writes it for the gateway. Call it last, once, in the hook itself. */
-  lower(): usize {
-    return lower(this);
   }
 }
 
@@ -94,6 +88,21 @@ export class Handoff extends Decision {
   }
 }
 
+export class Proxy extends Decision {
+  /** Replaces path and query; null: they stay. */
+  pathAndQuery: string | null = null;
+  /** Edits of the request: `request.set("x-user", user)`. */
+  request: Pass = new Pass();
+  /** 0: the upstream's own. */
+  timeoutMs: u32 = 0;
+  /** Whether `onResponse` is asked about the answer. */
+  inspectResponse: bool = false;
+
+  constructor(public upstream: string) {
+    super();
+  }
+}
+
 export class Respond extends Decision {
   headers: string[][] = [];
   body: ArrayBuffer;
@@ -106,6 +115,7 @@ export class Respond extends Decision {
     this.body = String.UTF8.encode(body);
   }
 
+  /** Names are written in lower case. */
   header(name: string, value: string): void {
     this.headers.push([name, value]);
   }

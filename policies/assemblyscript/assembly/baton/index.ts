@@ -1,19 +1,34 @@
 // Bindings of `baton:policy@0.1.0` for AssemblyScript. A policy is a file like this:
 //
-//   export { baton_utf16, cabi_realloc, on_request_post } from "../baton/exports";
-//   import { Decision, request } from "../baton";
+//   import { Decision, onRequest, request } from "../baton";
+//   export * from "../baton/exports";
 //
-//   export function on_request(): usize {
-//     if (request.path() == "/secret") return Decision.respond(403, "no\n").lower();
-//     return Decision.pass().lower();
-//   }
+//   onRequest(() => {
+//     if (request.path() == "/secret") return Decision.respond(403, "no\n");
+//     return Decision.pass();
+//   });
 
+import * as callout from "./callout";
+import * as clock from "./clock";
 import * as config from "./config";
 import * as json from "./json";
 import * as log from "./log";
+import * as metrics from "./metrics";
+import * as random from "./random";
 import * as request from "./request";
+import * as response from "./response";
+import * as store from "./store";
+import * as targets from "./targets";
 
-export { argument } from "./abi";
-export { Abort, Decision, Handoff, Pass, Relay, Respond } from "./decision";
-export { configured, refused, tested } from "./lifecycle";
-export { config, json, log, request };
+export { Connection, ConnectionAction } from "./connection";
+export { Abort, Decision, Handoff, Pass, Proxy, Relay, Respond } from "./decision";
+export { Failure, Stage } from "./failure";
+export {
+  onComplete, onConfigure, onConnect, onHandoffFailed, onRequest, onResponse, onSelfTest, onTick,
+} from "./hooks";
+export { Configured, configured, refused } from "./lifecycle";
+export { Field, Peer } from "./request";
+export { Result } from "./result";
+export { Summary } from "./summary";
+export { bytes, text } from "./text";
+export { callout, clock, config, json, log, metrics, random, request, response, store, targets };

@@ -1,6 +1,87 @@
 // The request that is being decided on. To be called inside a hook only; each call copies what it names, and no more.
 
-import { RETURNED, bytesListAt, optionalBytesAt, optionalStringAt, stringAt } from "./abi";
+import {
+  RETURNED, bodyPrefixAt, bytesAt, bytesListAt, fieldsAt, optionalBytesAt, optionalBytesListAt, optionalI64At,
+  optionalStringAt, optionalTlsAt, peerAt, putStrings, stringAt,
+} from "./abi";
+import { Result } from "./result";
+import { text } from "./text";
+
+export enum HttpVersion {
+  Http10,
+  Http11,
+  Http2,
+  Http3,
+}
+
+/** What can be done with the client's kernel socket right now. */
+export enum Passable {
+  /** The receiver gets the client's own socket. */
+  Direct,
+  /** TLS with its record layer in the kernel. */
+  Ktls,
+  /** A relay only: HTTP/2, or TLS in the gateway. */
+  RelayOnly,
+}
+
+export enum BodyError {
+  TooLarge,
+  TimedOut,
+  Closed,
+  NotAvailable,
+}
+
+/** A header field: its name in lower case, its value as it was received. */
+export class Field {
+  constructor(
+    public name: string,
+    public bytes: ArrayBuffer,
+  ) {}
+
+  /** The value, read as UTF-8. */
+  get value(): string {
+    return text(this.bytes);
+  }
+}
+
+/** Who is at the other end of the socket: an address, or a process of this machine. */
+export class Peer {
+  /** Empty for a process. */
+  ip: string = "";
+  port: u16 = 0;
+  isUnix: bool = false;
+  uid: u32 = 0;
+  gid: u32 = 0;
+  /** -1: not known. */
+  pid: i64 = -1;
+
+  static tcp(ip: string, port: u16): Peer {
+    const peer = new Peer();
+    peer.ip = ip;
+    peer.port = port;
+    return peer;
+  }
+
+  static unix(uid: u32, gid: u32, pid: i64): Peer {
+    const peer = new Peer();
+    peer.isUnix = true;
+    peer.uid = uid;
+    peer.gid = gid;
+    peer.pid = pid;
+    return peer;
+  }
+}
+
+export class TlsInfo {
+  constructor(
+    public version: string,
+    public cipher: string,
+    public sni: string | null,
+    public alpn: string | null,
+    /** The client's certificate was presented and verified. */
+    public clientVerified: bool,
+  ) {}
+}
 
 // @ts-ignore: decorator
 @external("baton:policy/request@0.1.0", "id")
@@ -47,6 +128,39 @@ declare function importListener(returned: usize): void;
 // @ts-ignore: decorator
 @external("baton:policy/request@0.1.0", "content-length")
 declare function importContentLength(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "request-target")
+declare function importRequestTarget(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "version")
+declare function importVersion(): i32;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "header-many")
+declare function importHeaderMany(names: usize, count: i32, returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "headers")
+declare function importHeaders(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "headers-raw")
+declare function importHeadersRaw(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "peer")
+declare function importPeer(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "local-address")
+declare function importLocalAddress(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "tls")
+declare function importTls(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "client-certificate")
+declare function importClientCertificate(returned: usize): void;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "passability")
+declare function importPassability(): i32;
+// @ts-ignore: decorator
+@external("baton:policy/request@0.1.0", "body-prefix")
+declare function importBodyPrefix(max: u32, returned: usize): void;
 
 /** Unique; also sent to targets and logs. */
 export function id(): string {
@@ -56,6 +170,12 @@ export function id(): string {
 
 export function method(): string {
   importMethod(RETURNED);
+  return stringAt(RETURNED);
+}
+
+/** As the client wrote it: what a signature over a URL was made of. Never decide by it what `path` decides. */
+export function requestTarget(): string {
+  importRequestTarget(RETURNED);
   return stringAt(RETURNED);
 }
 
@@ -82,6 +202,10 @@ export function scheme(): string {
   return stringAt(RETURNED);
 }
 
+export function version(): HttpVersion {
+  return importVersion();
+}
+
 /** The route that matched. */
 export function route(): string | null {
   importRoute(RETURNED);
@@ -97,7 +221,7 @@ export function param(name: string): string | null {
 /** First value of a field, read as UTF-8; null when there is none. */
 export function header(name: string): string | null {
   const bytes = headerBytes(name);
-  return bytes === null ? null : String.UTF8.decode(bytes);
+  return bytes === null ? null : text(bytes);
 }
 
 /** First value of a field, as it was received. */
@@ -112,6 +236,27 @@ export function headerAll(name: string): ArrayBuffer[] {
   return bytesListAt(RETURNED);
 }
 
+const NAMES: usize = memory.data(8, 4);
+
+/** First values of many fields in one call, in the same order. */
+export function headerMany(names: string[]): (ArrayBuffer | null)[] {
+  putStrings(NAMES, names);
+  importHeaderMany(load<usize>(NAMES), names.length, RETURNED);
+  return optionalBytesListAt(RETURNED);
+}
+
+/** All fields. */
+export function headers(): Field[] {
+  importHeaders(RETURNED);
+  return fieldsAt(RETURNED);
+}
+
+/** All fields as `name: value` and a line break each, in one block: the cheapest form of many. */
+export function headersRaw(): ArrayBuffer {
+  importHeadersRaw(RETURNED);
+  return bytesAt(RETURNED);
+}
+
 export function cookie(name: string): string | null {
   importCookie(changetype<usize>(name), name.length, RETURNED);
   return optionalStringAt(RETURNED);
@@ -120,6 +265,12 @@ export function cookie(name: string): string | null {
 export function queryParam(name: string): string | null {
   importQueryParam(changetype<usize>(name), name.length, RETURNED);
   return optionalStringAt(RETURNED);
+}
+
+/** The other end of the socket, which may be a proxy. */
+export function peer(): Peer {
+  importPeer(RETURNED);
+  return peerAt(RETURNED);
 }
 
 /** The client, after trusted proxies have been believed. */
@@ -133,8 +284,35 @@ export function listener(): string {
   return stringAt(RETURNED);
 }
 
+export function localAddress(): string {
+  importLocalAddress(RETURNED);
+  return stringAt(RETURNED);
+}
+
+/** Null when the connection is not encrypted. */
+export function tls(): TlsInfo | null {
+  importTls(RETURNED);
+  return optionalTlsAt(RETURNED);
+}
+
+/** The client's certificate in DER; null when it presented none. */
+export function clientCertificate(): ArrayBuffer | null {
+  importClientCertificate(RETURNED);
+  return optionalBytesAt(RETURNED);
+}
+
+export function passability(): Passable {
+  return importPassability();
+}
+
 /** Declared length of the body; -1 when it is chunked. */
 export function contentLength(): i64 {
   importContentLength(RETURNED);
-  return load<u8>(RETURNED) == 0 ? -1 : load<i64>(RETURNED, 8);
+  return optionalI64At(RETURNED, -1);
+}
+
+/** Waits for up to `max` bytes of the body. They stay where they are for whoever gets the request. */
+export function bodyPrefix(max: u32): Result<ArrayBuffer, BodyError> {
+  importBodyPrefix(max, RETURNED);
+  return bodyPrefixAt(RETURNED);
 }

@@ -4,41 +4,41 @@
 // deliberately not looked at: a query stands in access logs, in browser histories, in `Referer` fields and in the
 // handoff's data, and RFC 9700 §4.3.2 forbids it.
 
-import { Decision, argument, configured, json, log, refused, request, tested } from "../baton";
+import { Decision, configured, json, log, onConfigure, onRequest, onSelfTest, refused, request } from "../baton";
 import { Config } from "./config";
 import { DIGEST_LENGTH, sha256 } from "./sha256";
 
-export { baton_utf16, cabi_realloc, configure_post, on_request_post, self_test_post } from "../baton/exports";
+export * from "../baton/exports";
+export * from "../baton/exports/configure";
+export * from "../baton/exports/self-test";
 
 /** Set once by `configure`; every later instance starts from the memory that it left. */
 let config: Config | null = null;
 
-export function configure(address: usize, length: i32): usize {
-  const read = new Config(argument(address, length));
+onConfigure((text) => {
+  const read = new Config(text);
   if (read.faults.length > 0) return refused(read.faults);
   log.info("configured", [["realm", read.realm], ["tokens", read.users.length.toString()]]);
   config = read;
   return configured([read.target]);
-}
+});
 
 /** Proves the digest with the vectors of FIPS 180-4, one block and two. */
-export function self_test(): usize {
+onSelfTest(() => {
   const vectors = ["abc", "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"];
   const starts: u32[] = [0xba7816bf, 0x248d6a61];
   for (let i = 0; i < vectors.length; i++) {
     const message = String.UTF8.encode(vectors[i]);
     const digest = sha256(changetype<usize>(message), message.byteLength);
     if (bswap<u32>(load<u32>(changetype<usize>(digest))) != starts[i]) {
-      return tested(`SHA-256 of ${message.byteLength} bytes is wrong`);
+      return `SHA-256 of ${message.byteLength} bytes is wrong`;
     }
   }
-  return tested(null);
-}
+  return null;
+});
 
-export function on_request(): usize {
-  // A trap, if the gateway had not configured us; it then applies `on_error`.
-  return decide(assert(config), request.headerAll("authorization")).lower();
-}
+// A trap, if the gateway had not configured us; it then applies `on_error`.
+onRequest(() => decide(assert(config), request.headerAll("authorization")));
 
 /** Decides on the values of all `Authorization` fields. */
 function decide(config: Config, authorization: ArrayBuffer[]): Decision {
