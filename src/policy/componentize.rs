@@ -6,14 +6,17 @@
 //! exports, down to single functions of `lifecycle`. Strings are UTF-8, unless the module exports something called
 //! `baton_utf16`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use wasmparser::{Encoding, ExternalKind, Parser, Payload};
+use wasmparser::Parser;
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::{Resolve, WorldId, WorldItem, WorldKey};
 
+use super::core::{Core, Import};
 use super::error::{LoadError, Stage};
+use super::preview1;
 
 /// The interface that every policy exports.
 pub(super) const REQUEST_HOOK: &str = "baton:policy/request-hook@0.1.0";
@@ -41,11 +44,21 @@ pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     if Parser::is_component(&binary) {
         return Ok(binary);
     }
-    let fault = |error: anyhow::Error| LoadError::new(Stage::Componentize, format!("{error:#}"));
-    let core = Core::read(&binary).map_err(|error| LoadError::new(Stage::Componentize, error))?;
-    core.check_imports()?;
-    let module = if core.has_contract { binary } else { core.embed_contract()? };
-    ComponentEncoder::default().validate(true).module(&module).map_err(fault)?.encode().map_err(fault)
+    let malformed = |error| LoadError::new(Stage::Componentize, error);
+    let core = Core::read(&binary).map_err(malformed)?;
+    check_imports(&core)?;
+    let uses_wasi = core.imports.iter().any(|import| import.module == preview1::MODULE);
+    let mut module = if core.has_contract { Cow::Borrowed(&binary) } else { Cow::Owned(embed_contract(&core)?) };
+    let mut encoder = ComponentEncoder::default().validate(true);
+    if uses_wasi {
+        module = Cow::Owned(Core::read(&module).and_then(|core| core.guarded()).map_err(malformed)?);
+        encoder = encoder.adapter(preview1::MODULE, &preview1::ADAPTER).map_err(fault)?;
+    }
+    encoder.module(&module).and_then(|mut encoder| encoder.encode()).map_err(fault)
+}
+
+fn fault(error: anyhow::Error) -> LoadError {
+    LoadError::new(Stage::Componentize, format!("{error:#}"))
 }
 
 fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
@@ -57,130 +70,75 @@ fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     wat::parse_str(text).map_err(|error| LoadError::new(Stage::Text, error))
 }
 
-/// What matters of a core module here.
-struct Core<'a> {
-    binary: &'a [u8],
-    imports: Vec<(&'a str, &'a str)>,
-    exports: BTreeSet<&'a str>,
-    /// A toolchain has written the contract into it already, and has named its exports accordingly.
-    has_contract: bool,
+/// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.
+fn check_imports(core: &Core<'_>) -> Result<(), LoadError> {
+    let (resolve, world) = &*CONTRACT;
+    for &Import { module, name } in &core.imports {
+        let known = resolve.worlds[*world].imports.iter().find(|(key, _)| resolve.name_world_key(key) == module);
+        let refuse = |remedy: &str| Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
+        match (module, known) {
+            (_, Some((_, WorldItem::Interface { id, .. }))) => {
+                if !resolve.interfaces[*id].functions.contains_key(name) {
+                    return refuse("wit/policy.wit has the interface, but not that function");
+                }
+            }
+            ("env", _) if name == "abort" => {
+                return refuse("compile with --use abort=… and a function of your own (AssemblyScript)");
+            }
+            (preview1::MODULE, _) => {
+                if !preview1::has(name) {
+                    return refuse("WASI preview 1 has no such function");
+                }
+            }
+            _ if core.has_contract => {}
+            _ => {
+                return refuse("the gateway offers the interfaces of wit/policy.wit only, by their canonical names");
+            }
+        }
+    }
+    Ok(())
 }
 
-impl<'a> Core<'a> {
-    fn read(binary: &'a [u8]) -> wasmparser::Result<Self> {
-        let mut core = Self { binary, imports: Vec::new(), exports: BTreeSet::new(), has_contract: false };
-        for payload in Parser::new(0).parse_all(binary) {
-            match payload? {
-                Payload::Version { encoding: Encoding::Component, .. } => {
-                    unreachable!("components are told apart by the caller")
-                }
-                Payload::ImportSection(section) => {
-                    for import in section.into_imports() {
-                        let import = import?;
-                        core.imports.push((import.module, import.name));
-                    }
-                }
-                Payload::ExportSection(section) => {
-                    for export in section {
-                        core.exports.insert(export?.name);
-                    }
-                }
-                Payload::CustomSection(section) => core.has_contract |= section.name().starts_with("component-type"),
-                _ => {}
+/// The module with canonical export names and the contract, cut to what it exports, in a section of its own.
+fn embed_contract(core: &Core<'_>) -> Result<Vec<u8>, LoadError> {
+    let (mut resolve, world) = CONTRACT.clone();
+    let mut canonical_names = BTreeMap::new();
+    let mut interfaces = Vec::new();
+    for (key, item) in &resolve.worlds[world].exports {
+        let WorldItem::Interface { id, .. } = item else { continue };
+        let interface = resolve.name_world_key(key);
+        let mut present = BTreeSet::new();
+        for function in resolve.interfaces[*id].functions.values() {
+            let canonical = function.legacy_core_export_name(Some(&interface)).into_owned();
+            let friendly = function.name.replace('-', "_");
+            if core.exports_function(&friendly) && core.exports_function(&canonical) {
+                return Err(LoadError::new(
+                    Stage::Exports,
+                    format!("exports {friendly} and {canonical}, which are the same hook"),
+                ));
             }
+            if core.exports_function(&friendly) || core.exports_function(&canonical) {
+                present.insert(function.name.clone());
+            }
+            canonical_names.insert(format!("{friendly}_post"), format!("cabi_post_{canonical}"));
+            canonical_names.insert(friendly, canonical);
         }
-        Ok(core)
+        interfaces.push((key.clone(), *id, present));
     }
-
-    /// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.
-    fn check_imports(&self) -> Result<(), LoadError> {
-        let (resolve, world) = &*CONTRACT;
-        for &(module, name) in &self.imports {
-            let known = resolve.worlds[*world].imports.iter().find(|(key, _)| resolve.name_world_key(key) == module);
-            let refuse =
-                |remedy: &str| Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
-            match (module, known) {
-                (_, Some((_, WorldItem::Interface { id, .. }))) => {
-                    if !resolve.interfaces[*id].functions.contains_key(name) {
-                        return refuse("wit/policy.wit has the interface, but not that function");
-                    }
-                }
-                ("env", _) if name == "abort" => {
-                    return refuse("compile with --use abort=… and a function of your own (AssemblyScript)");
-                }
-                (wasi, _) if wasi.starts_with("wasi") => return refuse(WASI_REMEDY),
-                _ if self.has_contract => {}
-                _ => {
-                    return refuse(
-                        "the gateway offers the interfaces of wit/policy.wit only, by their canonical names",
-                    );
-                }
-            }
+    for (key, id, present) in interfaces {
+        resolve.interfaces[id].functions.retain(|name, _| present.contains(name));
+        if present.is_empty() {
+            resolve.worlds[world].exports.shift_remove(&key);
         }
-        Ok(())
     }
-
-    /// The module with canonical export names and the contract, cut to what it exports, in a section of its own.
-    fn embed_contract(&self) -> Result<Vec<u8>, LoadError> {
-        let (mut resolve, world) = CONTRACT.clone();
-        let mut canonical_names = BTreeMap::new();
-        let mut interfaces = Vec::new();
-        for (key, item) in &resolve.worlds[world].exports {
-            let WorldItem::Interface { id, .. } = item else { continue };
-            let interface = resolve.name_world_key(key);
-            let mut present = BTreeSet::new();
-            for function in resolve.interfaces[*id].functions.values() {
-                let canonical = function.legacy_core_export_name(Some(&interface)).into_owned();
-                let friendly = function.name.replace('-', "_");
-                if self.exports.contains(&*friendly) && self.exports.contains(&*canonical) {
-                    return Err(LoadError::new(
-                        Stage::Exports,
-                        format!("exports {friendly} and {canonical}, which are the same hook"),
-                    ));
-                }
-                if self.exports.contains(&*friendly) || self.exports.contains(&*canonical) {
-                    present.insert(function.name.clone());
-                }
-                canonical_names.insert(format!("{friendly}_post"), format!("cabi_post_{canonical}"));
-                canonical_names.insert(friendly, canonical);
-            }
-            interfaces.push((key.clone(), *id, present));
-        }
-        for (key, id, present) in interfaces {
-            resolve.interfaces[id].functions.retain(|name, _| present.contains(name));
-            if present.is_empty() {
-                resolve.worlds[world].exports.shift_remove(&key);
-            }
-        }
-        if !resolve.worlds[world].exports.keys().any(|key| is_request_hook(&resolve, key)) {
-            let found = self.exports.iter().copied().collect::<Vec<_>>().join(", ");
-            return Err(no_request_hook(&found));
-        }
-        let mut module = self.rename(&canonical_names).map_err(|error| LoadError::new(Stage::Componentize, error))?;
-        let encoding = if self.exports.contains(UTF16_MARK) { StringEncoding::UTF16 } else { StringEncoding::UTF8 };
-        wit_component::embed_component_metadata(&mut module, &resolve, world, encoding)
-            .map_err(|error| LoadError::new(Stage::Componentize, format!("{error:#}")))?;
-        Ok(module)
+    if !resolve.worlds[world].exports.keys().any(|key| is_request_hook(&resolve, key)) {
+        let found = core.exports.keys().copied().collect::<Vec<_>>().join(", ");
+        return Err(no_request_hook(&found));
     }
-
-    fn rename(&self, names: &BTreeMap<String, String>) -> wasmparser::Result<Vec<u8>> {
-        let mut module = wasm_encoder::Module::new();
-        for payload in Parser::new(0).parse_all(self.binary) {
-            let payload = payload?;
-            if let Payload::ExportSection(section) = &payload {
-                let mut exports = wasm_encoder::ExportSection::new();
-                for export in section.clone() {
-                    let export = export?;
-                    let renamed = (export.kind == ExternalKind::Func).then(|| names.get(export.name)).flatten();
-                    exports.export(renamed.map_or(export.name, String::as_str), export.kind.into(), export.index);
-                }
-                module.section(&exports);
-            } else if let Some((id, range)) = payload.as_section() {
-                module.section(&wasm_encoder::RawSection { id, data: &self.binary[range] });
-            }
-        }
-        Ok(module.finish())
-    }
+    let mut module = core.renamed(&canonical_names).map_err(|error| LoadError::new(Stage::Componentize, error))?;
+    let encoding = if core.exports.contains_key(UTF16_MARK) { StringEncoding::UTF16 } else { StringEncoding::UTF8 };
+    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding).map_err(fault)?;
+    Ok(module)
 }
 
 /// The only thing that a policy has to have.
@@ -202,6 +160,8 @@ fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use wasmparser::Payload;
+
     use super::*;
 
     fn refused(text: &str) -> String {

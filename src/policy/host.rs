@@ -20,6 +20,8 @@ use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
+use super::preview1;
+use super::stdio::{Standard, Stdio};
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -36,10 +38,24 @@ struct Machine {
 }
 
 /// What a store holds.
-struct State {
+pub(super) struct State {
     imports: Imports,
+    stdio: Stdio,
     memory: MemoryLimit,
     decision_bytes_max: usize,
+}
+
+impl State {
+    /// Takes what the guest writes to one of its standard streams.
+    pub(super) fn write(&mut self, standard: Standard, bytes: &[u8]) -> wasmtime::Result<()> {
+        self.stdio.write(standard, bytes, &mut self.imports)
+    }
+
+    /// The call is over, and with it a line that was not ended.
+    fn flush(&mut self) {
+        // That lines cannot be written has been said, and costs nobody an answer.
+        drop(self.stdio.flush(&mut self.imports));
+    }
 }
 
 impl Engine {
@@ -53,6 +69,7 @@ impl Engine {
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
+        preview1::add_to_linker(&mut linker).map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
         Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1) })))
     }
@@ -141,7 +158,8 @@ impl Template {
         let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
-        let mut store = Store::new(&self.engine.0.wasmtime, State { imports, memory, decision_bytes_max });
+        let mut store =
+            Store::new(&self.engine.0.wasmtime, State { imports, stdio: Stdio::default(), memory, decision_bytes_max });
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(decision_bytes_max.saturating_mul(2).saturating_add(HOST_CALL_BYTES_BASE));
         store.epoch_deadline_callback(|context| match context.data().imports.deadline.ticks() {
@@ -153,6 +171,7 @@ impl Template {
         let instance =
             if self.suspends { self.pre.instantiate_async(&mut store).await } else { self.pre.instantiate(&mut store) };
         drop(running);
+        store.data_mut().flush();
         let on_request = instance.and_then(|instance| {
             Ok((instance, instance.get_typed_func::<(), (types::Decision,)>(&mut store, self.exports.on_request)?))
         });
@@ -308,6 +327,7 @@ impl Instance {
             function.call(&mut self.store, given)
         };
         drop(running);
+        self.store.data_mut().flush();
         result.map_err(|error| failure(&self.store, &error))
     }
 }

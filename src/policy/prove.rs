@@ -19,6 +19,7 @@ use super::error::{LoadError, PolicyError, Stage};
 use super::host::{self, Engine, Instance, Template};
 use super::imports::{Call, Identity};
 use super::limits::Limits;
+use super::preview1;
 use super::snapshot;
 use crate::http::head::{self, RequestHead};
 use crate::request::{Id, Origin, Peer, Request};
@@ -135,6 +136,9 @@ fn check_imports(component: &Component) -> Result<bool, LoadError> {
     let mut suspends = false;
     for (name, import) in component.component_type().imports(engine) {
         let refuse = |reason: &str| Err(LoadError::new(Stage::Imports, format!("imports {name}: {reason}")));
+        if name == preview1::INTERFACE {
+            continue;
+        }
         let Some(rest) = name.strip_prefix("baton:policy/") else {
             let wasi = name.starts_with("wasi:");
             return refuse(if wasi { WASI_REMEDY } else { "the gateway offers the interfaces of wit/policy.wit only" });
