@@ -1,7 +1,6 @@
 package baton
 
 import (
-	"fmt"
 	"runtime"
 	"time"
 	"unsafe"
@@ -233,7 +232,7 @@ func calloutFetch(call *Call) (*Answer, error) {
 	}
 	err := calloutErrors[at.U8(4)]
 	if err == ErrCalloutUnreachable {
-		return nil, fmt.Errorf("%w: %s", err, at.String(8))
+		return nil, unreachable(at.String(8))
 	}
 	return nil, err
 }
