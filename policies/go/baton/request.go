@@ -146,5 +146,6 @@ func (*Request) Passability() Passable { return requestPassability() }
 // ContentLength is the declared length of the body, or -1 when it is chunked or unknown.
 func (*Request) ContentLength() int64 { return requestContentLength() }
 
-// BodyPrefix waits for up to limit bytes of the body. They stay where they are: the upstream or the daemon gets them too.
+// BodyPrefix waits for up to limit bytes of the body, of which the gateway shows 32 KiB at most. They stay where they are:
+// the upstream or the daemon gets them too.
 func (*Request) BodyPrefix(limit int) ([]byte, error) { return requestBodyPrefix(limit) }

@@ -37,8 +37,12 @@ func onRequest(req *baton.Request) baton.Decision {
 	switch req.Path() {
 	case "/getters":
 		return getters(req)
-	case "/body":
-		body, err := req.BodyPrefix(64 << 10)
+	case "/body", "/body/past":
+		limit := 32 << 10
+		if req.Path() == "/body/past" {
+			limit++
+		}
+		body, err := req.BodyPrefix(limit)
 		return answer("%d %x %v", len(body), sum(body), err)
 	case "/headers":
 		return headers(req)
