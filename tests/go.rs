@@ -7,7 +7,8 @@
 mod support;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
@@ -18,7 +19,7 @@ use baton::http::head::{Limits, RequestHead};
 use baton::policy::{BodyPort, Engine, Generation, Options, Policy, PolicyError};
 use baton::request::{Id, Origin, Peer, Request};
 use serde_json::Value;
-use support::{Daemon, Gateway, folder};
+use support::{Client, Daemon, Gateway, eventually, folder};
 use tempfile::TempDir;
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new(3).expect("an engine"));
@@ -400,4 +401,124 @@ fn bearer_in_go_answers_every_case_on_the_wire() {
     }
     assert!(files.len() > 25 && handed_over > 10, "{} {handed_over}", files.len());
     assert_eq!(daemon.events("got").len(), handed_over, "nobody was handed over who should not have been");
+}
+
+// === The other hooks, and what they ask for ===
+
+/// Answers one request of a callout with its first line.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("somebody asks");
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\nbody") {
+            let mut chunk = [0; 4096];
+            let count = client.read(&mut chunk).expect("it is sent");
+            assert!(count > 0, "{}", String::from_utf8_lossy(&asked));
+            asked.extend_from_slice(&chunk[..count]);
+        }
+        let asked = String::from_utf8(asked).expect("text");
+        let line = asked.lines().next().expect("a line");
+        assert!(asked.contains("\r\nx-asked: 1\r\n"), "{asked}");
+        let head = format!("HTTP/1.1 203 OK\r\nX-Answer: yes\r\nContent-Length: {}\r\nConnection: close", line.len());
+        client.write_all(format!("{head}\r\n\r\n{line}").as_bytes()).expect("it is read");
+    });
+    address
+}
+
+#[test]
+fn every_hook_and_every_import_is_there_in_go() {
+    let (_guest, module) = build("go-hooks");
+    let folder = folder();
+    let daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &["all=1"]);
+    let listener =
+        |name: &str| format!("[[listener]]\nname = \"{name}\"\naddress = \"127.0.0.1:0\"\npolicies = [\"go\"]\n");
+    let toml = format!(
+        "[gateway]\nworkers = 1\n[target.chat]\nsockets = [\"DIR/chat.sock\"]\n[target.down]\nsockets = [\"DIR/down.sock\"]\n\
+         [upstream.auth]\naddress = \"http://{}\"\n\
+         [policy.go]\nmodule = \"{}\"\nupstreams = [\"auth\"]\ndeadline = \"1s\"\nconfigure_deadline = \"60s\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"go\"]\ndefault = {{ respond = {{ status = 299 }} }}\n{}{}{}",
+        upstream(),
+        module.display(),
+        listener("open"),
+        listener("closed"),
+        listener("raw")
+    );
+    let gateway = Gateway::start_in(folder, &toml, |command| command);
+    let body = |path: &str| {
+        let mut client = Client::connect(gateway.address_of("open"));
+        client.get(path);
+        client.answer().body
+    };
+
+    assert_eq!(
+        body("/store"),
+        "false <nil> one true true true true two -3 CONFLICT <nil> [true true false] 1048576 true"
+    );
+    assert_eq!(body("/targets"), "chat 0 true false true true 1 -1 false");
+    assert_eq!(body("/metrics"), "counted");
+    assert_eq!(body("/callout"), "true 203 yes POST /x?y HTTP/1.1");
+    eventually("a tick", || (body("/ticks") == "true <nil>").then_some(()));
+
+    // Nobody took the client: the policy was told why, and with what it had given along.
+    assert_eq!(body("/down"), "/down down 1 true 1 true given");
+    gateway.stderr.wait(0, &["complete id=", "outcome=responded", "status=200", "took=true", "carry=failed"]);
+    gateway.stderr.wait(0, &["connected listener=open ip=127.0.0.1 port=", "local=127.0.0.1:", "sni= alpn=0"]);
+
+    let mut client = Client::connect(gateway.address_of("closed"));
+    client.get("/");
+    assert_eq!(client.rest(), "");
+    let mut client = Client::connect(gateway.address_of("raw"));
+    client.send("no line of HTTP");
+    client.stream.shutdown(Shutdown::Write).expect("open");
+    let got = daemon.wait("got", 1);
+    assert_eq!((&got["data"], &got["first"]), (&"untouched".into(), &"no line of HTTP".into()));
+}
+
+#[test]
+fn sticky_keeps_a_session_with_its_daemon_and_moves_it_when_that_is_gone() {
+    let folder = folder();
+    let names = ["a", "b", "c"];
+    let socket = |name: &str| folder.path().join(format!("{name}.sock"));
+    let mut daemons = names.map(|name| Some(Daemon::start(&socket(name), "seqpacket", "serve", &[])));
+    let sockets: Vec<_> = names.iter().map(|name| format!("\"{}\"", socket(name).display())).collect();
+    let toml = format!(
+        "[gateway]\nworkers = 1\n[target.chat]\nsockets = [{}]\n\
+         [policy.sticky]\nmodule = \"{}\"\nconfig = {{ target = \"chat\" }}\ntargets = [\"chat\"]\ndeadline = \"1s\"\n\
+         configure_deadline = \"60s\"\n[[route]]\npath = \"/\"\npolicies = [\"sticky\"]\nLISTEN",
+        sockets.join(", "),
+        shipped("sticky-go.wasm").display()
+    );
+    let gateway = Gateway::start_in(folder, &toml, |command| command);
+    // Who took the client, and what that daemon was told.
+    let ask = |daemons: &[Option<Daemon>; 3], cookie: &str| {
+        let count = |daemon: &Option<Daemon>| daemon.as_ref().map_or(0, |daemon| daemon.events("got").len());
+        let before: Vec<_> = daemons.iter().map(count).collect();
+        let answer = gateway.ask(&format!("GET / HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n"));
+        assert!(answer.ends_with("from daemon\n"), "{answer}");
+        let took = (0..3).find(|&at| count(&daemons[at]) > before[at]).expect("one of them took it");
+        let got = daemons[took].as_ref().expect("it runs").wait("got", before[took] + 1);
+        let told: Value = serde_json::from_str(got["data"].as_str().expect("text")).expect("JSON");
+        (took, told)
+    };
+    let sessions: Vec<_> = (0..12)
+        .map(|_| {
+            let (took, told) = ask(&daemons, "theme=dark");
+            let session = told["session"].as_str().expect("text").to_owned();
+            assert_eq!(told["set_cookie"], format!("sid={session}; Path=/; HttpOnly; SameSite=Lax"));
+            (took, session)
+        })
+        .collect();
+    for (took, session) in &sessions {
+        let (again, told) = ask(&daemons, &format!("sid={session}"));
+        assert_eq!((again, &told["new"], told.get("set_cookie")), (*took, &Value::from(false), None));
+    }
+    // Its own go to one of the others, and nobody else's.
+    let gone = sessions[0].0;
+    daemons[gone] = None;
+    for (took, session) in &sessions {
+        let (again, _) = ask(&daemons, &format!("sid={session}"));
+        assert_eq!(again == *took, *took != gone, "{session}");
+    }
 }
