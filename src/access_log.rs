@@ -247,7 +247,14 @@ fn write_some(file: &mut dyn Write, bytes: &[u8]) -> (usize, std::io::Result<()>
 
 /// The line of one request. Written when it is dropped.
 #[derive(Debug)]
-pub struct Line(Option<Box<(AccessLog, Record)>>);
+pub struct Line(Option<Box<Pending>>);
+
+/// A record that is being filled in, and the log that it is for; without one, somebody else wants to read it.
+#[derive(Debug)]
+struct Pending {
+    log: Option<AccessLog>,
+    record: Record,
+}
 
 /// What a line says. Times are in microseconds, sizes in bytes.
 #[derive(Debug, Serialize)]
@@ -300,37 +307,25 @@ pub struct Record {
 impl Line {
     /// The line of a request that has begun to arrive. Without a log it costs nothing.
     pub fn begin(log: Option<&AccessLog>, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
-        Self(log.map(|log| {
-            let record = Record {
-                time: SystemTime::now(),
-                id: id.to_string(),
-                client: origin.client_ip(),
-                listener: Arc::clone(&origin.listener),
-                method: None,
-                target: None,
-                host: None,
-                version: None,
-                route: None,
-                policy: None,
-                generation: None,
-                decision: None,
-                outcome: Outcome::Aborted,
-                status: None,
-                to: None,
-                attempts: 0,
-                bytes_in: 0,
-                bytes_out: 0,
-                decide_us: None,
-                handoff_us: None,
-                duration_us: 0,
-                error: None,
-                annotations: serde_json::Map::new(),
-                began: Instant::now(),
-                referer: None,
-                user_agent: None,
-            };
-            Box::new((log.clone(), record))
-        }))
+        Self(log.map(|log| Box::new(Pending { log: Some(log.clone()), record: Record::begin(id, origin) })))
+    }
+
+    /// Keeps a record of the request also where there is no log: somebody will want to [read](Self::record) it.
+    pub fn keep(&mut self, request: &Request) {
+        if self.0.is_none() {
+            self.0 = Some(Box::new(Pending { log: None, record: Record::begin(request.id, &request.origin) }));
+            self.request(request);
+        }
+    }
+
+    /// What is known by now.
+    pub fn record(&self) -> Option<&Record> {
+        self.0.as_ref().map(|pending| &pending.record)
+    }
+
+    /// Drops it unwritten: there was no request.
+    pub fn forget(mut self) {
+        self.0 = None;
     }
 
     /// What the head says.
@@ -350,8 +345,8 @@ impl Line {
 
     /// Fills in what is known by now; without a log, `fill` is not called.
     pub fn set(&mut self, fill: impl FnOnce(&mut Record)) {
-        if let Some(line) = &mut self.0 {
-            fill(&mut line.1);
+        if let Some(pending) = &mut self.0 {
+            fill(&mut pending.record);
         }
     }
 
@@ -373,15 +368,55 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if let Some(line) = &mut self.0 {
-            let (log, record) = &mut **line;
-            record.duration_us = micros(record.began.elapsed());
-            log.write(record);
-        }
+        let Some(pending) = &mut self.0 else { return };
+        let Pending { log: Some(log), record } = &mut **pending else { return };
+        record.duration_us = micros(record.began.elapsed());
+        log.write(record);
     }
 }
 
 impl Record {
+    fn begin(id: crate::request::Id, origin: &crate::request::Origin) -> Self {
+        Self {
+            time: SystemTime::now(),
+            id: id.to_string(),
+            client: origin.client_ip(),
+            listener: Arc::clone(&origin.listener),
+            method: None,
+            target: None,
+            host: None,
+            version: None,
+            route: None,
+            policy: None,
+            generation: None,
+            decision: None,
+            outcome: Outcome::Aborted,
+            status: None,
+            to: None,
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            decide_us: None,
+            handoff_us: None,
+            duration_us: 0,
+            error: None,
+            annotations: serde_json::Map::new(),
+            began: Instant::now(),
+            referer: None,
+            user_agent: None,
+        }
+    }
+
+    /// The request's.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// How long it has taken so far.
+    pub fn duration(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn json(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("strings, numbers and a map with text keys are JSON");
         line.push(b'\n');

@@ -15,12 +15,13 @@ use tokio::sync::mpsc;
 use crate::access_log::{self, AccessLog};
 use crate::admission::Admission;
 use crate::config::{self, Config, Fault, Faults};
-use crate::connection::{Settings, Worker, serve};
+use crate::connection::{Gates, Settings, Worker, serve};
 use crate::drain::{Drain, Guard};
 use crate::listener::{self, Accept, Listener};
-use crate::policy::{Engine, Policy};
+use crate::policy::{Engine, Policy, Services};
 use crate::route::{Route, Table};
 use crate::target::{self, Target};
+use crate::upstream;
 
 /// Loaded policies by name.
 pub type Policies = HashMap<String, Arc<Policy>>;
@@ -56,6 +57,11 @@ pub fn load(config: Config, engine: &Engine, previous: &Policies) -> Result<Load
             }
         }
     }
+    for (name, place) in config.listeners.iter().flat_map(|listener| &listener.policies) {
+        if policies.get(name).is_some_and(|policy| !policy.current().hooks().contains(&"on-connect")) {
+            faults.push(Fault { message: format!("policy {name:?} has no on-connect"), ..place.clone() });
+        }
+    }
     if faults.is_empty() { Ok(Loaded { config, policies }) } else { Err(Faults(faults)) }
 }
 
@@ -81,6 +87,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Gateway {
     policies: Policies,
+    gates: Gates,
     log: Option<(access_log::Options, AccessLog)>,
     admission: Arc<Admission>,
     listening: Vec<Listening>,
@@ -126,12 +133,14 @@ impl Gateway {
         let (drain, guard) = Drain::new();
         let admission = Arc::new(Admission::new(config.connections_max, descriptors));
         let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
-        let workers = settings(config, &policies, log.as_ref(), count)
+        let gates = gates(&config.listeners, &policies, &[], &Gates::default());
+        policies.values().for_each(|policy| policy.begin());
+        let workers = settings(config, &policies, log.as_ref(), gates.clone(), count)
             .enumerate()
             .map(|(index, settings)| spawn_worker(Worker::new(index, count, settings), &admission))
             .collect::<Result<_, _>>()?;
         let mut gateway =
-            Self { policies, log, admission, listening: Vec::new(), workers, user, drain_timeout, drain, guard };
+            Self { policies, gates, log, admission, listening: Vec::new(), workers, user, drain_timeout, drain, guard };
         for (options, listener) in listeners {
             gateway.listen(options, listener);
         }
@@ -182,12 +191,15 @@ impl Gateway {
         self.drain_timeout = config.drain_timeout;
         self.admission.set_max(config.connections_max);
         let count = self.workers.len();
+        let gates = gates(&config.listeners, &policies, &self.listening, &self.gates);
         for (WorkerThread { worker, .. }, settings) in
-            self.workers.iter().zip(settings(config, &policies, log.as_ref(), count))
+            self.workers.iter().zip(settings(config, &policies, log.as_ref(), gates.clone(), count))
         {
             worker.settings.store(Arc::new(settings));
         }
-        (self.policies, self.log) = (policies, log);
+        // Of those that are gone the background work ends with them.
+        (self.policies, self.gates, self.log) = (policies, gates, log);
+        self.policies.values().for_each(|policy| policy.begin());
         for (options, listener) in added {
             tracing::info!("listening on {listener}");
             self.listen(options, listener);
@@ -244,16 +256,23 @@ impl Gateway {
     }
 }
 
-/// The settings of each of `count` workers. Targets are the same for all, because they count what is in flight.
+/// The settings of each of `count` workers. Targets are the same for all, because they count what is in flight; policies
+/// are shown them, and the upstreams, from here on.
 fn settings<'a>(
     config: Config,
     policies: &'a Policies,
     log: Option<&'a (access_log::Options, AccessLog)>,
+    gates: Gates,
     count: usize,
 ) -> impl Iterator<Item = Settings> + use<'a> {
-    let Config { limits, routes, targets, prefixes, handoff, pages, .. } = config;
+    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, .. } = config;
     let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
     let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
+    // All of them run on one engine.
+    if let Some(policy) = policies.values().next() {
+        let callouts = Arc::new(upstream::Table::new(upstreams));
+        policy.engine().connect(Services { targets: Arc::<target::Table>::clone(&targets), callouts });
+    }
     let route = |r: config::Route| Route {
         name: r.name.into(),
         host: r.host,
@@ -265,10 +284,27 @@ fn settings<'a>(
     (0..count).map(move |_| Settings {
         limits: limits.clone(),
         routes: Table::new(routes.iter().cloned().map(route).collect()),
+        gates: gates.clone(),
         targets: Arc::clone(&targets),
         pages: pages.clone(),
         log: log.map(|(_, log)| log.clone()),
     })
+}
+
+/// Who is asked about the clients of each listener that accepts: by the name that it has since it does. One that is about
+/// to close keeps those that it had, because it accepts for another moment.
+fn gates(listeners: &[config::Listener], policies: &Policies, listening: &[Listening], before: &Gates) -> Gates {
+    let is_same = |l: &&Listening, other: &config::Listener| l.options.is_same_place(&other.options);
+    let mut gates = Gates::default();
+    for listener in listeners {
+        let name = listening.iter().find(|l| is_same(l, listener)).map_or(&listener.options.name, |l| &l.options.name);
+        let named = listener.policies.iter().filter_map(|(name, _)| policies.get(name));
+        gates.set(name, named.map(Arc::clone).collect());
+    }
+    for l in listening.iter().filter(|l| !listeners.iter().any(|other| is_same(l, other))) {
+        gates.set(&l.options.name, before.of(&l.options.name).to_vec());
+    }
+    gates
 }
 
 type OpenLog = Option<(access_log::Options, AccessLog)>;

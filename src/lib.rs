@@ -55,19 +55,21 @@
 //! One current-thread runtime for each core serves clients, each accepting from sockets of its own; [`listener`] says why.
 //! What every request counts itself into, settings above all, each has to itself; targets are the same for all, because
 //! they count what is in flight. When a worker has nothing else to do, the messages that it has sent are looked at.
-//! The main thread loads, reloads and drains. The access log, the log and the policies' clock have a thread each.
+//! The main thread drains and says what to reload; loading runs on threads of a lower priority ([`background`]), so that
+//! compiling takes no processor from requests. The access log, the log and the policies' clock have a thread each.
 //!
 //! # Invariants, by what is absent
 //!
 //! - Nothing but `connection`, and what it lends to by value, holds a client's socket. After a handoff there is no value
 //!   left to write to.
-//! - `policy` cannot open a socket or a file: its linker holds `request`, `log` and `config`.
+//! - `policy` cannot open a socket or a file: its linker holds the interfaces of the contract, and what of them reaches
+//!   outside goes through traits that `target` and `upstream` implement.
 //! - `handoff` imports nothing from the rest of the crate: it is what a daemon links.
 //! - `http` and `decision` touch no socket and no clock, and can be compiled without the rest, as the fuzz targets do.
 //! - The configuration is not handed around: each module owns its options, and `config` fills them in.
 //! - `unsafe` stands in `handoff::ancillary` only.
-//! - No task without an owner: `tokio::spawn` stands in [`drain`] only.
-//! - There is no upstream in this version: `proxy` is refused by the configuration and fails a policy.
+//! - No task without an owner: `tokio::spawn` stands in [`drain`] only; a connection to an upstream is a task of its pool.
+//! - Upstreams answer callouts only in this version: `proxy` is refused by the configuration and fails a policy.
 
 // In reading order.
 #[cfg(feature = "gateway")]
@@ -76,6 +78,8 @@ pub mod access_log;
 pub mod admission;
 #[cfg(feature = "gateway")]
 pub mod arrival;
+#[cfg(feature = "gateway")]
+pub mod background;
 #[cfg(feature = "gateway")]
 pub mod cli;
 #[cfg(feature = "gateway")]
@@ -100,6 +104,8 @@ pub mod listener;
 #[cfg(feature = "gateway")]
 pub mod log;
 #[cfg(feature = "gateway")]
+pub mod metrics;
+#[cfg(feature = "gateway")]
 pub mod pace;
 #[cfg(feature = "gateway")]
 pub mod policy;
@@ -115,3 +121,7 @@ pub mod route;
 pub mod signal;
 #[cfg(feature = "gateway")]
 pub mod target;
+#[cfg(feature = "gateway")]
+pub mod unix_socket;
+#[cfg(feature = "gateway")]
+pub mod upstream;

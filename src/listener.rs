@@ -15,17 +15,15 @@
 //! System calls: socket(2), setsockopt(2), bind(2), listen(2), accept4(2), getsockname(2), unlink(2).
 
 use std::collections::VecDeque;
-use std::fs::Metadata;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -34,9 +32,8 @@ use crate::admission::{Admission, Place};
 use crate::client::Client;
 use crate::drain::Guard;
 use crate::request::{Origin, Peer};
+use crate::unix_socket::{self, BACKLOG, SocketFile};
 
-/// Clients that wait in the kernel until they are accepted; capped by `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 /// Clients accepted before other tasks of the worker get their turn: a worker that a policy is about to hold up should
 /// not have taken clients that another could serve.
 const ACCEPT_BATCH: usize = 16;
@@ -101,8 +98,8 @@ pub struct Listener {
     name: Arc<str>,
     local: Address,
     sockets: Vec<OwnedFd>,
-    /// The Unix socket that we made, to remove that one only.
-    made: Option<Made>,
+    /// Removes the Unix socket that we made.
+    _file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -113,7 +110,7 @@ impl Listener {
     /// # Errors
     /// The system's, as bind(2) and listen(2) have it; `AddrInUse` where somebody listens.
     pub fn bind(options: &Options, others: &[Options], workers: usize) -> io::Result<Self> {
-        let (socket, local, made) = match &options.address {
+        let (socket, local, file) = match &options.address {
             Address::Tcp(address) => {
                 // Alone, or two programs of one user would share the clients. The others of ours may join when it listens.
                 let socket = bind_tcp(*address, others, Sharing::Not)?;
@@ -122,8 +119,8 @@ impl Listener {
                 (socket, Address::Tcp(tcp_address(&local).unwrap_or(*address)), None)
             }
             Address::Unix(path) => {
-                let socket = bind_unix(path)?;
-                (socket, options.address.clone(), Some(Made::of(&std::fs::symlink_metadata(path)?)))
+                let (socket, file) = unix_socket::bind(path, None)?;
+                (socket, options.address.clone(), Some(file))
             }
         };
         let mut sockets = Vec::with_capacity(workers);
@@ -134,7 +131,7 @@ impl Listener {
             });
         }
         sockets.push(socket);
-        Ok(Self { name: Arc::clone(&options.name), local, sockets, made })
+        Ok(Self { name: Arc::clone(&options.name), local, sockets, _file: file })
     }
 
     /// Takes out one worker's socket; there are as many as workers.
@@ -154,30 +151,6 @@ impl std::fmt::Display for Listener {
             Address::Tcp(address) => write!(f, "http://{address} ({})", self.name),
             Address::Unix(path) => write!(f, "unix:{} ({})", path.display(), self.name),
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let (Some(made), Address::Unix(path)) = (self.made, &self.local) else { return };
-        if std::fs::symlink_metadata(path).is_ok_and(|file| Made::of(&file) == made) {
-            drop(std::fs::remove_file(path));
-        }
-    }
-}
-
-/// Which file it was. A number is given to the next file as soon as its own is gone, so the time of birth belongs to it
-/// where the file system knows one: the program that replaces us may have made its socket by the time we end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Made {
-    device: u64,
-    inode: u64,
-    born: Option<SystemTime>,
-}
-
-impl Made {
-    fn of(file: &Metadata) -> Self {
-        Self { device: file.dev(), inode: file.ino(), born: file.created().ok() }
     }
 }
 
@@ -204,23 +177,6 @@ fn bind_tcp(address: SocketAddr, others: &[Options], sharing: Sharing) -> io::Re
         let has_v4 = |o: &Options| matches!(&o.address, Address::Tcp(a) if a.is_ipv4() && a.port() == address.port());
         sockopt::set_ipv6_v6only(&socket, address.port() != 0 && others.iter().any(has_v4))?;
     }
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
-}
-
-fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let new = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
-    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
-        match rustix::net::connect(&new()?, &address) {
-            Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
-            Err(Errno::NOENT) => {}
-            _ => return Err(io::ErrorKind::AddrInUse.into()),
-        }
-    }
-    let socket = new()?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::background;
 use crate::config::Config;
 use crate::gateway::{Gateway, Policies, load};
 use crate::policy::{Engine, Policy, Watcher};
@@ -61,8 +62,8 @@ async fn policies(gateway: &Gateway, paths: Option<&[PathBuf]>) {
     if changed.is_empty() {
         return;
     }
-    // An error is a panic while compiling: it was reported, and the old generation stays.
-    drop(tokio::task::spawn_blocking(move || changed.iter().for_each(|policy| drop(policy.reload()))).await);
+    // If there is no answer, the old generation stays.
+    background::run("reload", move || changed.iter().for_each(|policy| drop(policy.reload()))).await;
 }
 
 /// Who wants a configuration to be read.
@@ -103,15 +104,14 @@ impl Configuration {
         self.seen = std::fs::read(&self.file).ok();
         let (file, engine, previous): (_, _, Policies) =
             (self.file.clone(), engine.clone(), gateway.policies().clone());
-        let build = tokio::task::spawn_blocking(move || match Config::read(&file) {
+        let build = background::run("reload", move || match Config::read(&file) {
             Ok(config) => {
                 let modules = config.policies.iter().map(|policy| policy.options.module.clone()).collect();
                 (modules, load(config, &engine, &previous))
             }
             Err(faults) => (Vec::new(), Err(faults)),
         });
-        // An error is a panic while compiling: it was reported, and nothing changes.
-        let Ok((modules, built)) = build.await else { return };
+        let Some((modules, built)) = build.await else { return };
         let faults = match built {
             Ok(loaded) => match gateway.replace(loaded) {
                 Ok(()) => {

@@ -1,4 +1,9 @@
-//! The table of targets: names, the daemons behind them, and how they are tried.
+//! The table of targets: names, the daemons behind them, how they are tried, and what policies are told of them.
+//!
+//! A target is a group with one member for each socket. `chat` names the group and `chat/0` its first member, in a handoff
+//! too; no target's name has a `/` in it.
+
+mod status;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -8,6 +13,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use self::status::LastFailure;
 
 use crate::handoff::{
     self, Address, AddressError, Beat, Daemon, Deadlines, Dialect, HeadBytes, Message, Refusal, SendError, Stage, Taken,
@@ -42,7 +49,7 @@ pub enum Balance {
 #[derive(Debug)]
 pub struct Target {
     name: Arc<str>,
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
     balance: Balance,
     turn: AtomicUsize,
 }
@@ -52,6 +59,7 @@ struct Member {
     daemon: Daemon,
     /// Messages that were begun and not yet read.
     in_flight: AtomicU32,
+    last_failure: LastFailure,
 }
 
 /// What became of a handoff, after all tries.
@@ -66,13 +74,24 @@ pub struct Tried {
 impl Target {
     /// A target of at least one daemon.
     pub fn new(name: &str, daemons: Vec<Daemon>, balance: Balance) -> Self {
-        let member = |daemon| Member { daemon, in_flight: AtomicU32::new(0) };
+        let member =
+            |daemon| Arc::new(Member { daemon, in_flight: AtomicU32::new(0), last_failure: LastFailure::default() });
         Self {
             name: name.into(),
             members: daemons.into_iter().map(member).collect(),
             balance,
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// One member as a target, under its own name.
+    fn member(&self, index: usize) -> Option<Self> {
+        let members = vec![Arc::clone(self.members.get(index)?)];
+        Some(Self { name: self.member_name(index).into(), members, balance: self.balance, turn: AtomicUsize::new(0) })
+    }
+
+    fn member_name(&self, index: usize) -> String {
+        format!("{}/{index}", self.name)
     }
 
     /// Its name in the configuration, or the path that was named at run time.
@@ -119,6 +138,7 @@ impl Target {
                 let result =
                     handoff::send(client, message, head.as_deref_mut(), &member.daemon, &deadlines, beat).await;
                 drop(count);
+                member.last_failure.learn(&result);
                 match result {
                     Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {
                         let (path, stage_word) = (member.daemon.address().path().display(), stage.as_str());
@@ -225,20 +245,29 @@ impl Table {
 
     /// How a target's daemons are spoken to, if there is one of that name: those of a path in [`Dialect::Auto`].
     pub fn dialect(&self, name: &str) -> Option<Dialect> {
-        match self.by_name.get(name) {
+        match self.named(name) {
             Some(target) => Some(target.dialect()),
             None => name.starts_with('/').then_some(Dialect::Auto),
         }
     }
 
-    /// Finds a target by its name, or makes one for an absolute path below an allowed prefix. `may_name` says
+    /// The target of that name, or the member.
+    fn named(&self, name: &str) -> Option<Arc<Target>> {
+        if let Some(target) = self.by_name.get(name) {
+            return Some(Arc::clone(target));
+        }
+        let (group, index) = name.rsplit_once('/')?;
+        self.by_name.get(group)?.member(status::index(index)?).map(Arc::new)
+    }
+
+    /// Finds a target or a member by its name, or makes one for an absolute path below an allowed prefix. `may_name` says
     /// what whoever named it is confined to.
     pub fn find(&self, name: &str, may_name: impl Fn(&str) -> bool) -> Result<Arc<Target>, NameError> {
         if !may_name(name) {
             return Err(NameError::Forbidden);
         }
-        if let Some(target) = self.by_name.get(name) {
-            return Ok(Arc::clone(target));
+        if let Some(target) = self.named(name) {
+            return Ok(target);
         }
         if !name.starts_with('/') {
             return Err(NameError::Unknown);

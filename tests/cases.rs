@@ -10,23 +10,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use support::{Client, Daemon, Gateway, eventually, folder};
+use support::{Client, Daemon, Gateway, OK_EVERYWHERE, eventually, folder};
 
-/// One worker: when it has answered a request, it has looked at everything that came before.
-const TABLE: &str = r#"
-[gateway]
-workers = 1
-[limits]
-head_bytes_max = "2KiB"
-headers_max = 20
-LISTEN
-[policy.passes]
-module = "POLICIES/passes.wat"
-[[route]]
-path = "/"
-policies = ["passes"]
-default = { respond = { body = "ok" } }
-[[route]]
+/// Paths of which not all methods, hosts or anything is answered, beside all others, which are answered `ok`.
+const SOME_ROUTES: &str = r#"[[route]]
 path = "=/get"
 methods = ["GET"]
 default = { respond = { body = "ok" } }
@@ -38,6 +25,10 @@ default = { respond = { body = "ok" } }
 path = "=/only"
 default = { respond = { status = 404 } }
 "#;
+
+fn table() -> String {
+    format!("{OK_EVERYWHERE}{SOME_ROUTES}")
+}
 
 /// Policies that answer with the path, and with the body's beginning.
 const POLICIES: &str = r#"
@@ -121,10 +112,6 @@ fn unescape(text: &str) -> Vec<u8> {
     out
 }
 
-fn with_policies(toml: &str) -> String {
-    toml.replace("POLICIES", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies"))
-}
-
 /// Everything until the other end closes in good order, as answers; `is_head` says which of them have no body.
 #[track_caller]
 fn answers(client: &mut Client, is_head: impl Fn(usize) -> bool, what: &str) -> Vec<(u16, bool, String)> {
@@ -205,7 +192,7 @@ impl Head {
 
 #[test]
 fn every_head_is_understood_in_one_way_or_refused() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(&table());
     let heads = heads();
     for head in &heads {
         let mut client = gateway.client();
@@ -236,7 +223,7 @@ fn every_head_is_understood_in_one_way_or_refused() {
 
 #[test]
 fn a_head_in_two_pieces_is_the_same_head() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(&table());
     let heads = heads();
     for cut in 0..2 {
         let begin = |head: &Head| {
@@ -258,7 +245,7 @@ fn a_head_in_two_pieces_is_the_same_head() {
 
 #[test]
 fn a_head_byte_by_byte_is_the_same_head() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(&table());
     let heads = heads();
     let mut clients: Vec<_> = heads.iter().map(|_| gateway.client()).collect();
     let last = |head: &Head| head.cuts()[1];
@@ -278,11 +265,11 @@ fn a_head_byte_by_byte_is_the_same_head() {
 fn a_refused_request_reaches_no_policy_and_no_daemon() {
     let folder = folder();
     let daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &[]);
-    let toml = TABLE.replace(
+    let toml = table().replace(
         "default = { respond = { body = \"ok\" } }\n[[route]]\npath = \"=/get\"",
         "default = { handoff = \"chat\" }\n[target.chat]\nsockets = [\"DIR/chat.sock\"]\n[[route]]\npath = \"=/get\"",
     );
-    let gateway = Gateway::start_in(folder, &with_policies(&toml), |command| command);
+    let gateway = Gateway::start_in(folder, &toml, |command| command);
     let refused: Vec<_> = heads().into_iter().filter(Head::is_refused).collect();
     for head in &refused {
         let mut client = gateway.client();
@@ -338,7 +325,7 @@ impl Body {
 
 #[test]
 fn a_body_that_nobody_looks_at_ends_where_it_ends() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     for body in bodies() {
         let mut client = gateway.client();
         client.send(body.sent_to("/ignores"));
@@ -350,7 +337,7 @@ fn a_body_that_nobody_looks_at_ends_where_it_ends() {
 
 #[test]
 fn a_body_that_is_looked_at_is_shown_and_ends_where_it_ends() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     for body in bodies() {
         let mut client = gateway.client();
         client.send(body.sent_to("/looks"));
@@ -365,7 +352,7 @@ fn is_seen_whole(body: &Body) -> bool {
 
 #[test]
 fn a_body_in_two_pieces_is_the_same_body() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     let bodies: Vec<_> = bodies().into_iter().filter(is_seen_whole).collect();
     let cut = |sent: &[u8]| sent.len() - BEHIND.len() - 3;
     let begin = |body: &Body| {
@@ -387,7 +374,7 @@ fn a_body_in_two_pieces_is_the_same_body() {
 
 #[test]
 fn a_body_byte_by_byte_is_the_same_body() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     let bodies: Vec<_> = bodies().into_iter().filter(is_seen_whole).collect();
     let sent: Vec<_> = bodies.iter().map(|body| body.sent_to("/looks")).collect();
     let mut clients: Vec<_> = bodies.iter().map(|_| gateway.client()).collect();
@@ -451,7 +438,7 @@ impl Conversation {
 
 #[test]
 fn requests_of_one_client_are_answered_in_order_until_one_is_the_last() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     for conversation in conversations() {
         let mut client = gateway.client();
         client.send(conversation.sent());
@@ -461,7 +448,7 @@ fn requests_of_one_client_are_answered_in_order_until_one_is_the_last() {
 
 #[test]
 fn so_are_they_line_by_line_and_byte_by_byte() {
-    let gateway = Gateway::start(&with_policies(POLICIES));
+    let gateway = Gateway::start(POLICIES);
     // A client that has said its last and sends on is met by a reset: it is not to be waited for.
     let is_patient = |conversation: &Conversation| !conversation.name.starts_with("A last request");
     let conversations: Vec<_> = conversations().into_iter().filter(is_patient).collect();

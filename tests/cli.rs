@@ -100,6 +100,8 @@ fn example() -> String {
         ("127.0.0.1:8080", "127.0.0.1:0"),
         ("unix:/run/baton/http.sock", "unix:DIR/http.sock"),
         ("errors/503.html", "503.html"),
+        ("env = \"API_KEY\"", "env = \"PATH\""),
+        ("secrets/db", "503.html"),
         ("policies/auth.wasm", &format!("{policies}/passes.wat")),
     ] {
         assert!(text.contains(there), "{there}");
@@ -127,7 +129,7 @@ fn the_commented_configuration_says_what_the_defaults_are() {
     let read = |text: &str| {
         let config = Config::parse(Path::new("/x/gateway.toml"), text).expect("a good one");
         let options: Vec<_> = config.policies.iter().map(|policy| &policy.options).collect();
-        let whole = (config.limits, config.handoff, config.prefixes, config.targets, config.pages);
+        let whole = (config.limits, config.handoff, config.prefixes, config.targets, config.upstreams, config.pages);
         format!("{:?} {:?} {whole:?} {options:?}", config.drain_timeout, (config.workers, config.connections_max))
     };
     let mut all: toml::Table = EXAMPLE.parse().expect("TOML");
@@ -137,10 +139,12 @@ fn the_commented_configuration_says_what_the_defaults_are() {
     // Examples, and what depends on the machine.
     remove(&mut all["gateway"], &["user", "access_log"]);
     remove(&mut all["target"]["chat"], &["allow_uids"]);
+    remove(&mut all["policy"]["auth"], &["secrets"]);
     all.remove("error_pages");
     all.remove("route");
     let least = "[[listener]]\naddress = \"127.0.0.1:8080\"\n[target.chat]\nsockets = [\"/run/chat/a.sock\", \"/run/chat/b.sock\"]\n\
-                 [policy.auth]\nmodule = \"policies/auth.wasm\"\nconfig = { realm = \"demo\" }\ntargets = [\"chat\"]\n";
+                 [upstream.auth]\naddress = \"http://127.0.0.1:9000\"\n[policy.auth]\nmodule = \"policies/auth.wasm\"\n\
+                 config = { realm = \"demo\" }\ntargets = [\"chat\"]\nupstreams = [\"auth\"]\n";
     assert_eq!(read(&all.to_string()), read(least));
 }
 
@@ -177,7 +181,7 @@ fn keys_of_example() -> BTreeSet<String> {
         match value {
             toml::Value::Table(table) => {
                 for (name, inner) in table {
-                    let named = matches!(prefix, "target" | "policy" | "error_pages")
+                    let named = matches!(prefix, "target" | "upstream" | "policy" | "policy.*.secrets" | "error_pages")
                         || prefix.starts_with("route.default.") && prefix.ends_with(".headers");
                     let name = if named { "*" } else { name };
                     let key = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
@@ -209,23 +213,28 @@ fn the_schema_and_the_commented_configuration_have_the_same_keys() {
     assert!(unknown.is_empty(), "{unknown:?}");
     // What the schema has beyond it is what this version refuses.
     let not_served = [
-        "gateway.admin",
         "gateway.trusted_proxies",
-        "listener.policies",
-        "policy.*.breaker",
-        "policy.*.callout_bytes_max",
-        "policy.*.callouts_max",
-        "policy.*.metric_series_max",
-        "policy.*.secrets",
-        "policy.*.store_bytes_max",
-        "policy.*.upstreams",
         "route.authorizer",
         "route.default.file",
         "route.default.proxy",
         "route.filter",
         "target.*.queue_max",
         "target.*.queue_timeout",
-        "upstream",
+        "upstream.*.ca",
+        "upstream.*.handoff_headers",
+        "upstream.*.handoff_response_headers",
+        "upstream.*.head_bytes_max",
+        "upstream.*.headers_max",
+        "upstream.*.host",
+        "upstream.*.index",
+        "upstream.*.interim_max",
+        "upstream.*.role",
+        "upstream.*.root",
+        "upstream.*.script",
+        "upstream.*.server_name",
+        "upstream.*.source",
+        "upstream.*.split",
+        "upstream.*.tunnel_timeout",
     ];
     let beyond: Vec<_> = schema_keys.difference(&example).map(String::as_str).collect();
     assert_eq!(beyond, not_served);
@@ -357,35 +366,25 @@ fn every_fault_is_named_by_line_and_key() {
 #[test]
 fn what_this_version_does_not_serve_is_refused_by_name() {
     let said = faults(
-        "[gateway]\nadmin = \"127.0.0.1:9901\"\ntrusted_proxies = [\"10.0.0.0/8\"]\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         policies = [\"p\"]\n[upstream.app]\naddress = \"unix:/run/app.sock\"\n[target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\n\
+        "[gateway]\ntrusted_proxies = [\"10.0.0.0/8\"]\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [upstream.app]\naddress = \"https://a\"\n[target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\n\
          queue_timeout = \"1s\"\nblocking = true\n[target.b]\nsockets = [\"/run/b\"]\ndialect = \"baton\"\n[target.c]\nsockets = [\"/run/c\"]\n\
-         balance = \"hash\"\n[policy.p]\nmodule = \"x\"\nupstreams = [\"app\"]\nsecrets = {}\nmetric_series_max = 1\nstore_bytes_max = \"1B\"\n\
-         callouts_max = 1\ncallout_bytes_max = \"1B\"\nbreaker = {}\n[[route]]\npath = \"/\"\ninternal = true\nauthorizer = \"app\"\n\
+         balance = \"hash\"\n[policy.p]\nmodule = \"x\"\n[[route]]\npath = \"/\"\ninternal = true\nauthorizer = \"app\"\n\
          filter = \"app\"\nupgrade = false\ndefault = { proxy = \"app\" }\n[[route]]\npath = \"/f\"\ndefault = { file = \"/var/www\" }\n",
     );
     for key in [
-        ":2: gateway.admin",
-        ":3: gateway.trusted_proxies",
-        ":6: listener[0].policies",
-        ":7: upstream.app",
-        ":11: target.a.queue_max",
-        ":12: target.a.queue_timeout",
-        ":16: target.b.dialect",
-        ":19: target.c.balance",
-        ":22: policy.p.upstreams",
-        ":23: policy.p.secrets",
-        ":24: policy.p.metric_series_max",
-        ":25: policy.p.store_bytes_max",
-        ":26: policy.p.callouts_max",
-        ":27: policy.p.callout_bytes_max",
-        ":28: policy.p.breaker",
-        ":31: route[0].internal",
-        ":32: route[0].authorizer",
-        ":33: route[0].filter",
-        ":34: route[0].upgrade",
-        ":35: route[0].default.proxy",
-        ":38: route[1].default.file",
+        ":2: gateway.trusted_proxies",
+        ":6: upstream.app.address",
+        ":9: target.a.queue_max",
+        ":10: target.a.queue_timeout",
+        ":14: target.b.dialect",
+        ":17: target.c.balance",
+        ":22: route[0].internal",
+        ":23: route[0].authorizer",
+        ":24: route[0].filter",
+        ":25: route[0].upgrade",
+        ":26: route[0].default.proxy",
+        ":29: route[1].default.file",
     ] {
         let named =
             |line: &String| line.starts_with(&format!("{key}: ")) && line.contains("not served by this version");

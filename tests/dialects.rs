@@ -8,13 +8,15 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Client, Daemon, Gateway, eventually, holds, inode_of, is_asleep, patience, waiting_at};
+use support::handing_over::{at_rest, check_alive, check_sealed, fresh, logged};
+use support::{
+    Client, Daemon, Gateway, eventually, holds, inode_of, is_asleep, patience, unread_at_the_gateway, waiting_at,
+};
 
 const DIALECTS: [&str; 4] = ["seqpacket", "stream", "fdpass", "datagram"];
 /// Those whose loss the kernel tells of by a reset of the connection.
@@ -23,7 +25,7 @@ const CONNECTED: [&str; 3] = ["seqpacket", "stream", "fdpass"];
 /// A target for each dialect, called as it is and on a socket of that name; a second of `fdpass`, `other`. `/hand…` does
 /// what the request's fields say.
 fn configuration(handoff: &str, more: &str) -> String {
-    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    let policy = "POLICIES/handoff_by_fields.wat";
     let target = |name: &str, dialect: &str| {
         format!("[target.{name}]\nsockets = [\"DIR/{name}.sock\"]\ndialect = \"{dialect}\"\n")
     };
@@ -54,21 +56,8 @@ fn start(gateway: &Gateway, name: &str, kind: &str, mode: &str, options: &[&str]
     Daemon::start(&gateway.path(&format!("{name}.sock")), kind, mode, options)
 }
 
-/// A path below `/hand` that nobody else asks for.
-fn fresh() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("/hand/{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
 fn request(path: &str, target: &str, fields: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\nx-target: {target}\r\n{fields}\r\n")
-}
-
-#[track_caller]
-fn logged(gateway: &Gateway, path: &str) -> Value {
-    let line = eventually("the request's line", || gateway.log().into_iter().find(|line| line["target"] == path));
-    assert_eq!(gateway.log().iter().filter(|line| line["target"] == path).count(), 1, "logged once");
-    line
 }
 
 #[track_caller]
@@ -76,12 +65,6 @@ fn check_logged(gateway: &Gateway, path: &str, outcome: &str, status: impl Into<
     let line = logged(gateway, path);
     assert_eq!((&line["outcome"], &line["status"]), (&json!(outcome), &status.into()), "{line}");
     line
-}
-
-#[track_caller]
-fn check_alive(client: &mut Client) {
-    client.get("/hello");
-    assert_eq!(client.answer().body, "hello");
 }
 
 /// Takes the date out of a head that was written by the gateway; it must have one.
@@ -121,22 +104,6 @@ fn check_reset(client: &mut Client, head: &str) {
     assert!(client.was_reset(), "a clean end would look like an empty body");
 }
 
-#[track_caller]
-fn check_sealed(client: &mut Client) {
-    let answer = client.answer();
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
-    assert_eq!((answer.header("connection"), &*client.rest()), (Some("close"), ""));
-}
-
-fn at_rest(gateway: &Gateway) -> usize {
-    let mut client = gateway.client();
-    check_alive(&mut client);
-    let inode = inode_of(&client);
-    drop(client);
-    eventually("the gateway closes", || (!holds(gateway.child.id(), inode)).then_some(()));
-    gateway.descriptors()
-}
-
 /// The message was sent and waits to be read.
 #[track_caller]
 fn is_waiting(gateway: &Gateway, daemon: &Daemon, target: &str) {
@@ -146,11 +113,6 @@ fn is_waiting(gateway: &Gateway, daemon: &Daemon, target: &str) {
             || !daemon.events("accepted").is_empty();
         (is_there && is_asleep(gateway.child.id())).then_some(())
     });
-}
-
-fn reset(client: Client) {
-    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-    nix::sys::socket::setsockopt(&client.stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 
 // fdpass.
@@ -522,7 +484,7 @@ fn a_client_that_resets_while_its_message_waits_is_said_to_be_gone() {
             let mut client = gateway.client();
             client.send(request(&path, dialect, fields));
             is_waiting(&gateway, &daemon, dialect);
-            reset(client);
+            client.reset();
             let line = logged(&gateway, &path);
             assert_eq!(line["outcome"], "client-gone", "{dialect} {line}");
             gateway.ledger_is_back_to(before);
@@ -658,21 +620,6 @@ fn a_datagram_is_the_head_as_it_came_and_the_rest_stays_in_the_socket() {
         assert_eq!((&line["attempts"], &line["bytes_out"]), (&json!(1), &json!(0)));
     }
     gateway.ledger_is_back_to(before);
-}
-
-/// What has come to the gateway's end of a connection and was not read by anybody (`/proc/net/tcp`).
-fn unread_at_the_gateway(client: &Client) -> Option<u64> {
-    let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
-    let own = port(client.stream.local_addr().unwrap());
-    let peer = port(client.stream.peer_addr().unwrap());
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux");
-    let of = |line: &str| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let is_it = fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own) && fields[9] != "0";
-        is_it.then(|| fields[4].split_once(':').and_then(|(_, queue)| u64::from_str_radix(queue, 16).ok()))?
-    };
-    // The table is long where many connections have just ended.
-    table.lines().filter(|line| line.contains(&own) && line.contains(&peer)).find_map(of)
 }
 
 #[test]

@@ -6,27 +6,7 @@ mod support;
 
 use std::io::Read;
 
-use support::{Answer, Client, Gateway, eventually, folder};
-
-/// One worker: when it has answered a request, it has looked at everything that came before.
-const TABLE: &str = r#"
-[gateway]
-workers = 1
-[limits]
-head_bytes_max = "2KiB"
-headers_max = 20
-LISTEN
-[policy.passes]
-module = "POLICIES/passes.wat"
-[[route]]
-path = "/"
-policies = ["passes"]
-default = { respond = { body = "ok" } }
-"#;
-
-fn with_policies(toml: &str) -> String {
-    toml.replace("POLICIES", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies"))
-}
+use support::{Answer, Client, Gateway, OK_EVERYWHERE, eventually, folder};
 
 /// What comes until the other end closes in good order.
 fn end(client: &mut Client) -> Result<String, std::io::ErrorKind> {
@@ -44,7 +24,7 @@ fn head_answer(client: &mut Client) -> Answer {
 
 #[test]
 fn an_answer_arrives_whole_though_the_client_is_still_sending() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(OK_EVERYWHERE);
     let unread = vec![b'a'; 1 << 20];
     for (head, status) in [
         ("GET / HTTP/1.1\r\n\r\n", 400),
@@ -62,7 +42,7 @@ fn an_answer_arrives_whole_though_the_client_is_still_sending() {
 
 #[test]
 fn a_body_that_nobody_wanted_is_read_up_to_256_kib() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(OK_EVERYWHERE);
     for (length, lives) in [(1_usize, true), (256 << 10, true), ((256 << 10) + 1, false)] {
         let mut client = gateway.client();
         client.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"));
@@ -84,7 +64,7 @@ fn a_body_that_nobody_wanted_is_read_up_to_256_kib() {
 
 #[test]
 fn nobody_is_told_to_continue_when_nobody_reads_on() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(OK_EVERYWHERE);
     let all = gateway.ask("POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
     assert!(all.starts_with("HTTP/1.1 200 OK\r\n") && all.ends_with("\r\n\r\nok"), "{all}");
     assert!(all.contains("\r\nConnection: close\r\n"), "{all}");
@@ -92,7 +72,7 @@ fn nobody_is_told_to_continue_when_nobody_reads_on() {
 
 #[test]
 fn fifty_requests_in_one_write_are_answered_in_order() {
-    let gateway = Gateway::start(&with_policies(&TABLE.replace("passes", "answers")));
+    let gateway = Gateway::start(&OK_EVERYWHERE.replace("passes", "answers"));
     let mut client = gateway.client();
     let request = |n: usize| match n % 3 {
         0 => format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -110,7 +90,7 @@ fn fifty_requests_in_one_write_are_answered_in_order() {
 
 #[test]
 fn what_follows_a_last_request_is_not_answered() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(OK_EVERYWHERE);
     let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let all = gateway.ask(&format!("{last}GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
     assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{all}");
@@ -125,7 +105,7 @@ fn what_follows_a_last_request_is_not_answered() {
 
 #[test]
 fn a_client_that_leaves_within_a_head_is_logged_and_one_that_says_nothing_is_not() {
-    let gateway = Gateway::start(&with_policies(TABLE));
+    let gateway = Gateway::start(OK_EVERYWHERE);
     drop(gateway.client());
     let mut client = gateway.client();
     client.send("\r\n");

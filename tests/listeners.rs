@@ -11,7 +11,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::sys::socket::{setsockopt, sockopt};
 use support::{Client, Daemon, Gateway, eventually, folder, patience};
 
 const ROUTE: &str = "[[route]]\npath = \"/\"\ndefault = { respond = { body = \"ok\" } }\n";
@@ -281,13 +280,12 @@ fn clients_that_reset_before_they_are_served_leave_nothing_behind() {
     let before = gateway.sockets();
     for round in 0..200 {
         let mut client = gateway.client();
-        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-        setsockopt(&client.stream, sockopt::Linger, &linger).expect("a socket");
         match round % 3 {
             0 => {}
             1 => client.send("GET / HTTP/1.1\r\nHo"),
             _ => client.get("/"),
         }
+        client.reset();
     }
     assert_eq!(gateway.status("/"), 200);
     eventually("the sockets are closed", || (gateway.sockets() <= before).then_some(()));

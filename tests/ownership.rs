@@ -207,6 +207,19 @@ impl Stage {
             }
         }
     }
+
+    /// Whoever still can does what would harm most, and ends; what the client has heard by then, if it is there.
+    fn do_most_harm(mut self, world: &mut World) -> Option<Vec<u8>> {
+        for act in [Act::Accept, Act::Read, Act::Write] {
+            if let Some(next) = world.act(act) {
+                self.act(act);
+                *world = next;
+            }
+        }
+        let Self { far, listener, connection, client, .. } = self;
+        drop((listener, connection, client));
+        far.heard()
+    }
 }
 
 fn listening(path: &Path, kind: SockType) -> UnixListener {
@@ -300,16 +313,7 @@ fn play(folder: &Path, case: Case, script: &[Act], world: World, late: &[(Vec<Ac
         let is_same =
             world.phase == Phase::Ended(end) || world.has_left && matches!(end, End::Sealed | End::LeftUnwritten);
         assert!(is_same, "{said}: {end:?}, but the model says {:?}", world.phase);
-        // Whoever still can does what would harm most.
-        for act in [Act::Accept, Act::Read, Act::Write] {
-            if let Some(next) = world.act(act) {
-                stage.act(act);
-                world = next;
-            }
-        }
-        let Stage { far, listener, connection, client, .. } = stage;
-        drop((listener, connection, client));
-        if let Some(heard) = far.heard() {
+        if let Some(heard) = stage.do_most_harm(&mut world) {
             let mut wanted = Vec::new();
             if world.gateway_wrote {
                 wanted.extend_from_slice(ANSWER);
@@ -377,15 +381,7 @@ fn a_gateway_that_ends_at_any_step_leaves_the_client_to_its_daemon_or_closes_it(
             run(crash(client, &Message::new(case.message), &to, || script.iter().for_each(|act| stage.act(*act))));
             // The message outlives the gateway: who reads it now has the client.
             let mut world = World { phase: Phase::Crashed, ..*world };
-            for act in [Act::Accept, Act::Read, Act::Write] {
-                if let Some(next) = world.act(act) {
-                    stage.act(act);
-                    world = next;
-                }
-            }
-            let Stage { far, listener, connection, client, .. } = stage;
-            drop((listener, connection, client));
-            if let Some(heard) = far.heard() {
+            if let Some(heard) = stage.do_most_harm(&mut world) {
                 let wanted = if world.daemon_wrote { WORD } else { b"" };
                 assert_eq!(heard, wanted, "{case:?} {script:?}");
             }

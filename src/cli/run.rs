@@ -35,13 +35,15 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
             Ok(read) => read,
             Err(faults) => return Ok(super::faults(&faults)),
         };
+    crate::background::compilers();
     let engine = Engine::new(config.workers)?;
     let loaded = match load(config, &engine, &Policies::new()) {
         Ok(loaded) => loaded,
         Err(faults) => return Ok(super::faults(&faults)),
     };
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = control.block_on(async {
+    // What is being compiled when it ends runs on threads that nobody waits for.
+    control.block_on(async {
         let mut signals = Signals::new()?;
         let mut gateway = Gateway::start(loaded)?;
         for listener in gateway.listening() {
@@ -74,8 +76,5 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
         let cut = async { while signals.next().await != Signal::Drain {} };
         gateway.drain(cut).await;
         anyhow::Ok(ExitCode::SUCCESS)
-    });
-    // A policy may be compiling still: nobody waits for it.
-    control.shutdown_background();
-    result
+    })
 }

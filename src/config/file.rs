@@ -24,9 +24,8 @@ pub struct ConfigFile {
     pub handoff: HandoffFile,
     /// Daemons that take clients.
     pub target: BTreeMap<String, TargetFile>,
-    /// Servers that answer through us. Not served by this version.
-    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
-    pub upstream: BTreeMap<String, toml::Value>,
+    /// Servers that answer through us: in this version, callouts of policies.
+    pub upstream: BTreeMap<String, UpstreamFile>,
     /// Status and the file that replaces the built-in page, relative to this file.
     pub error_pages: BTreeMap<String, String>,
     /// WebAssembly that decides.
@@ -97,7 +96,7 @@ pub struct ListenerFile {
     pub name: Option<String>,
     /// `127.0.0.1:8080`, `[::]:80` or `unix:/run/baton/http.sock`.
     pub address: Option<String>,
-    /// Connection hooks. Not served by this version.
+    /// Policies that are asked, in this order, whether a client that has connected is served.
     pub policies: Vec<String>,
 }
 
@@ -147,6 +146,74 @@ pub enum User {
     Name(String),
 }
 
+/// `[upstream.NAME]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamFile {
+    /// `http://HOST:PORT`, `unix:/PATH` or `unix:/PATH:/INSIDE`. A list is not served by this version.
+    pub address: Option<AddressFile>,
+    /// Until it is connected. Default 1s.
+    pub connect_timeout: Option<Time>,
+    /// Until the answer's head. Default 60s.
+    pub head_timeout: Option<Time>,
+    /// Without a byte of the answer's body. Default 60s.
+    pub body_timeout: Option<Time>,
+    /// Idle connections kept, per worker. Default 32.
+    pub keep_alive: Option<usize>,
+    /// How long an idle connection is kept. Default 30s.
+    pub keep_alive_timeout: Option<Time>,
+    /// Not served by this version.
+    pub tunnel_timeout: Option<Time>,
+    /// Not served by this version.
+    pub head_bytes_max: Option<Size>,
+    /// Not served by this version.
+    pub headers_max: Option<usize>,
+    /// Not served by this version.
+    pub interim_max: Option<usize>,
+    /// Not served by this version.
+    pub host: Option<String>,
+    /// Not served by this version.
+    pub handoff_headers: Option<bool>,
+    /// Not served by this version.
+    pub handoff_response_headers: Option<Vec<String>>,
+    /// Not served by this version.
+    pub source: Option<String>,
+    /// Not served by this version.
+    pub ca: Option<String>,
+    /// Not served by this version.
+    pub server_name: Option<String>,
+    /// Not served by this version.
+    pub root: Option<String>,
+    /// Not served by this version.
+    pub index: Option<String>,
+    /// Not served by this version.
+    pub role: Option<String>,
+    /// Not served by this version.
+    pub split: Option<String>,
+    /// Not served by this version.
+    pub script: Option<String>,
+}
+
+/// One address, or several.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum AddressFile {
+    /// One.
+    One(String),
+    /// Several. Not served by this version.
+    Several(Vec<String>),
+}
+
+/// `secrets = { api = { env = "API_KEY" }, db = { file = "/run/secrets/db" } }`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecretFile {
+    /// A variable of the environment.
+    pub env: Option<String>,
+    /// A file of up to 64 KiB, relative to this one; a line break at its end is left out.
+    pub file: Option<String>,
+}
+
 /// `[policy.NAME]`
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -166,28 +233,38 @@ pub struct PolicyFile {
     pub memory_max: Option<Size>,
     /// Requests that one instance serves; 0: a fresh one for each. Default 1000.
     pub reuse_max: Option<u32>,
-    /// Not served by this version.
-    pub upstreams: Option<Vec<String>>,
+    /// What its callouts may reach. Default: nothing.
+    pub upstreams: Vec<String>,
     /// Targets that it may name; absent: all that are configured.
     pub targets: Option<Vec<String>>,
-    /// Not served by this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub secrets: Option<toml::Value>,
+    /// Texts that `config.secret` gives by name, each read when the configuration is.
+    pub secrets: BTreeMap<String, SecretFile>,
     /// Strings and lists of one decision together. Default 1MiB.
     pub decision_bytes_max: Option<Size>,
     /// Lines that it may log. Default 100.
     pub log_lines_per_second: Option<u32>,
-    /// Not served by this version.
+    /// Series of its metrics; more are dropped. Default 1000.
     pub metric_series_max: Option<usize>,
-    /// Not served by this version.
+    /// Of its store. Default 16MiB.
     pub store_bytes_max: Option<Size>,
-    /// Not served by this version.
-    pub callouts_max: Option<usize>,
-    /// Not served by this version.
+    /// Callouts of one hook. Default 8.
+    pub callouts_max: Option<u32>,
+    /// Fields and body of one answer to a callout. Default 1MiB.
     pub callout_bytes_max: Option<Size>,
-    /// Not served by this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub breaker: Option<toml::Value>,
+    /// When it fails too often, it is not asked for a while.
+    pub breaker: Option<BreakerFile>,
+}
+
+/// `breaker = { failures = 10, within = "10s", pause = "5s" }`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BreakerFile {
+    /// So many failures open it; 0: never. Default 10.
+    pub failures: Option<u32>,
+    /// Within this time. Default 10s.
+    pub within: Option<Time>,
+    /// How long it is not asked then. Default 5s.
+    pub pause: Option<Time>,
 }
 
 /// What a policy's failure means.

@@ -7,6 +7,7 @@
 mod fault;
 mod file;
 mod resolve;
+mod services;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::decision::Action;
 use crate::handoff::Daemon;
 use crate::respond::ErrorPages;
 use crate::route::{HostPattern, PathPattern};
-use crate::{access_log, connection, listener, policy, target};
+use crate::{access_log, connection, listener, policy, target, upstream};
 
 /// A configuration without faults of its own. Policies are not loaded yet.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct Config {
     pub prefixes: Vec<PathBuf>,
     /// Daemons that take clients.
     pub targets: Vec<Target>,
+    /// Servers that answer callouts.
+    pub upstreams: Vec<upstream::Options>,
     /// Policies, by name.
     pub policies: Vec<Policy>,
     /// Routes, in the order of the file.
@@ -59,6 +62,8 @@ pub struct Listener {
     pub options: listener::Options,
     /// Where its address is written; the message is for whoever cannot bind it to fill in.
     pub address: Fault,
+    /// Names of policies, all of them configured, and where each is written.
+    pub policies: Vec<(String, Fault)>,
 }
 
 /// `[target.NAME]`, resolved.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::fault::{Fault, Faults, Key, Source};
 use super::file::{
-    ConfigFile, DefaultFile, GatewayFile, HandoffFile, LimitsFile, ListenerFile, LogFormat, OnErrorFile, PolicyFile,
-    RespondFile, ResponseHeadFile, RouteFile, TargetFile, User,
+    BreakerFile, ConfigFile, DefaultFile, GatewayFile, HandoffFile, LimitsFile, ListenerFile, LogFormat, OnErrorFile,
+    PolicyFile, RespondFile, ResponseHeadFile, RouteFile, TargetFile, User,
 };
 use super::{Config, Listener, Policy, Route, Target};
 use crate::decision::{Action, Field, Handoff, Respond, ResponseHead};
@@ -28,7 +28,7 @@ pub(super) struct Resolver<'a> {
 }
 
 /// What a key says that this version cannot do yet.
-const NOT_SERVED: &str = "is not served by this version";
+pub(super) const NOT_SERVED: &str = "is not served by this version";
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(source: &'a Source<'a>, file: &Path) -> Self {
@@ -38,9 +38,6 @@ impl<'a> Resolver<'a> {
     }
 
     pub(super) fn resolve(mut self, file: &ConfigFile) -> Result<Config, Faults> {
-        for name in file.upstream.keys() {
-            self.fault(&Key::of("upstream").name(name), NOT_SERVED);
-        }
         let (handoff, prefixes) = self.handoff(&file.handoff, &file.limits);
         let config = Config {
             workers: workers(&file.gateway),
@@ -49,22 +46,23 @@ impl<'a> Resolver<'a> {
             access_log: self.gateway(&file.gateway),
             connections_max: self.connections_max(&file.limits),
             limits: self.limits(&file.limits),
-            listeners: self.listeners(&file.listener),
+            listeners: self.listeners(&file.listener, &file.policy),
             handoff,
             prefixes,
             targets: file.target.iter().filter_map(|(name, target)| self.target(name, target)).collect(),
-            policies: file.policy.iter().filter_map(|(name, policy)| self.policy(name, policy, &file.target)).collect(),
+            upstreams: file.upstream.iter().filter_map(|(name, upstream)| self.upstream(name, upstream)).collect(),
+            policies: file.policy.iter().filter_map(|(name, policy)| self.policy(name, policy, file)).collect(),
             routes: file.route.iter().enumerate().filter_map(|(at, route)| self.route(at, route, file)).collect(),
             pages: self.pages(&file.error_pages),
         };
         if self.faults.is_empty() { Ok(config) } else { Err(Faults(self.faults)) }
     }
 
-    fn fault(&mut self, key: &Key, message: impl Into<String>) {
+    pub(super) fn fault(&mut self, key: &Key, message: impl Into<String>) {
         self.faults.push(self.source.fault(key, message));
     }
 
-    fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
+    pub(super) fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
         for (name, written) in names {
             if *written {
                 self.fault(&key.name(name), NOT_SERVED);
@@ -72,7 +70,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn path(&self, text: &str) -> PathBuf {
+    pub(super) fn path(&self, text: &str) -> PathBuf {
         self.folder.join(text)
     }
 
@@ -143,11 +141,14 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn listeners(&mut self, files: &[ListenerFile]) -> Vec<Listener> {
+    fn listeners(&mut self, files: &[ListenerFile], policies: &BTreeMap<String, PolicyFile>) -> Vec<Listener> {
         let mut listeners: Vec<Listener> = Vec::new();
         for (at, file) in files.iter().enumerate() {
             let key = Key::of("listener").index(at);
-            self.not_served(&key, &[("policies", !file.policies.is_empty())]);
+            self.are_policies(&key.name("policies"), &file.policies, policies);
+            let named =
+                |(at, name): (usize, &String)| (name.clone(), self.source.fault(&key.name("policies").index(at), ""));
+            let gates = file.policies.iter().enumerate().map(named).collect();
             let Some(text) = &file.address else {
                 self.fault(&key, "no address");
                 continue;
@@ -163,7 +164,8 @@ impl<'a> Resolver<'a> {
                         self.fault(&key.name("address"), "another listener has this address");
                     }
                     let options = listener::Options { name, address };
-                    listeners.push(Listener { options, address: self.source.fault(&key.name("address"), "") });
+                    let address = self.source.fault(&key.name("address"), "");
+                    listeners.push(Listener { options, address, policies: gates });
                 }
                 Err(message) => self.fault(&key.name("address"), message),
             }
@@ -210,6 +212,9 @@ impl<'a> Resolver<'a> {
 
     fn target(&mut self, name: &str, file: &TargetFile) -> Option<Target> {
         let key = Key::of("target").name(name);
+        if name.contains('/') {
+            self.fault(&key, "a / in a name: NAME/0 is how a policy names the first socket");
+        }
         let written = [("queue_timeout", file.queue_timeout.is_some()), ("queue_max", file.queue_max.is_some())];
         self.not_served(&key, &written);
         if file.sockets.is_empty() {
@@ -265,18 +270,9 @@ impl<'a> Resolver<'a> {
         Some(uids)
     }
 
-    fn policy(&mut self, name: &str, file: &PolicyFile, targets: &BTreeMap<String, TargetFile>) -> Option<Policy> {
+    fn policy(&mut self, name: &str, file: &PolicyFile, whole: &ConfigFile) -> Option<Policy> {
         let key = Key::of("policy").name(name);
-        let written = [
-            ("upstreams", file.upstreams.is_some()),
-            ("secrets", file.secrets.is_some()),
-            ("metric_series_max", file.metric_series_max.is_some()),
-            ("store_bytes_max", file.store_bytes_max.is_some()),
-            ("callouts_max", file.callouts_max.is_some()),
-            ("callout_bytes_max", file.callout_bytes_max.is_some()),
-            ("breaker", file.breaker.is_some()),
-        ];
-        self.not_served(&key, &written);
+        let targets = &whole.target;
         for (at, target) in file.targets.iter().flatten().enumerate() {
             if !targets.contains_key(target) && !target.starts_with('/') {
                 self.fault(&key.name("targets").index(at), format!("no target is called {target:?}"));
@@ -300,6 +296,8 @@ impl<'a> Resolver<'a> {
         options.reuse_max = file.reuse_max.unwrap_or(options.reuse_max);
         options.decision_bytes_max = file.decision_bytes_max.map_or(options.decision_bytes_max, |s| s.0);
         options.log_lines_per_second_max = file.log_lines_per_second.unwrap_or(options.log_lines_per_second_max);
+        options.breaker = self.breaker(&key.name("breaker"), file.breaker.as_ref());
+        self.services(&key, file, whole, &mut options);
         options.targets.clone_from(&file.targets);
         options.known_targets = Some(targets.keys().cloned().collect());
         for (name, zero) in
@@ -312,6 +310,25 @@ impl<'a> Resolver<'a> {
         Some(Policy { options, module: self.source.fault(&key.name("module"), "") })
     }
 
+    fn breaker(&mut self, key: &Key, file: Option<&BreakerFile>) -> policy::BreakerOptions {
+        let default = policy::BreakerOptions::default();
+        let Some(file) = file else { return default };
+        let failures = file.failures.unwrap_or(default.failures);
+        if failures > BREAKER_FAILURES_MAX {
+            self.fault(&key.name("failures"), format!("at most {BREAKER_FAILURES_MAX}"));
+        }
+        for (name, time) in [("within", file.within), ("pause", file.pause)] {
+            if time.is_some_and(|time| time.0.is_zero()) {
+                self.fault(&key.name(name), "longer than 0");
+            }
+        }
+        policy::BreakerOptions {
+            failures,
+            within: file.within.map_or(default.within, |t| t.0),
+            pause: file.pause.map_or(default.pause, |t| t.0),
+        }
+    }
+
     fn route(&mut self, at: usize, file: &RouteFile, whole: &ConfigFile) -> Option<Route> {
         let key = Key::of("route").index(at);
         let written = [
@@ -321,11 +338,7 @@ impl<'a> Resolver<'a> {
             ("upgrade", file.upgrade == Some(false)),
         ];
         self.not_served(&key, &written);
-        for (at, name) in file.policies.iter().enumerate() {
-            if !whole.policy.contains_key(name) {
-                self.fault(&key.name("policies").index(at), format!("no policy is called {name:?}"));
-            }
-        }
+        self.are_policies(&key.name("policies"), &file.policies, &whole.policy);
         let host = file.host.as_deref().map_or(Ok(HostPattern::Any), HostPattern::parse);
         let host = host.map_err(|message| self.fault(&key.name("host"), message)).ok();
         let default = file.default.as_ref().and_then(|default| self.default(&key.name("default"), default, whole));
@@ -343,6 +356,14 @@ impl<'a> Resolver<'a> {
             policies: file.policies.clone(),
             default,
         })
+    }
+
+    fn are_policies(&mut self, key: &Key, names: &[String], policies: &BTreeMap<String, PolicyFile>) {
+        for (at, name) in names.iter().enumerate() {
+            if !policies.contains_key(name) {
+                self.fault(&key.index(at), format!("no policy is called {name:?}"));
+            }
+        }
     }
 
     fn methods(&mut self, key: &Key, methods: &[String]) -> bool {
@@ -440,6 +461,8 @@ impl<'a> Resolver<'a> {
 
 /// With the pauses between rounds, some five seconds: longer is not what a client waits for.
 const RETRIES_MAX: u32 = 10;
+/// The time of each is remembered.
+const BREAKER_FAILURES_MAX: u32 = 10_000;
 /// More threads than any machine has cores are a typing error.
 const WORKERS_MAX: usize = 1024;
 /// Less than a request line and Host is no head; more does not fit a socket's receive buffer.

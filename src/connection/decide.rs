@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::account::say_failed;
 use super::{Serving, hand_over};
 use crate::access_log::micros;
 use crate::decision::{Action, Decision, Edits};
 use crate::exchange::{Exchange, PrefixError};
-use crate::policy::{BodyError, BodyPort, Generation, OnError, PolicyError};
+use crate::policy::{BodyError, BodyPort, Generation, OnError, Peeks, PolicyError};
 use crate::request::Request;
 use crate::route::Route;
 
@@ -46,17 +47,24 @@ impl Serving<'_> {
                 r.decision = None;
                 r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
             });
-            let Decision { action, annotations, .. } =
-                match result.map_err(Failure::from).and_then(|decision| self.fitting(decision)) {
-                    Ok(decision) => decision,
-                    Err(failure) => {
-                        self.policy_failed(&generation, request, &failure.text);
-                        match (generation.on_error(), failure.fault) {
-                            (OnError::Pass, Fault::Policys) => continue,
-                            _ => return Err(Denied),
-                        }
+            let result = result.and_then(|decision| self.fitting(&generation, "on-request", decision));
+            let has_later_hooks = generation.completes() || generation.hears_of_failures();
+            let Decision { action, carry, annotations } = match result {
+                Ok(decision) => decision,
+                Err(failure) => {
+                    self.policy_failed(&generation, "on-request", request, &failure);
+                    if has_later_hooks {
+                        self.line.asked(&generation, Vec::new(), request, self.guard, self.worker.index);
                     }
-                };
+                    if is_passed_over(&generation, &failure) {
+                        continue;
+                    }
+                    return Err(Denied);
+                }
+            };
+            if has_later_hooks {
+                self.line.asked(&generation, carry, request, self.guard, self.worker.index);
+            }
             self.line.annotate(annotations);
             self.line.set(|r| r.decision = Some(action.word()));
             match action {
@@ -92,14 +100,28 @@ impl Serving<'_> {
         request: &Arc<Request>,
         exchange: &mut Exchange,
     ) -> Result<Decision, PolicyError> {
-        let (port, mut peeks) = BodyPort::open();
-        let mut decision = std::pin::pin!(generation.on_request(self.worker.index, request, &port));
+        let (port, peeks) = BodyPort::open();
+        let asking = generation.on_request(self.worker.index, request, &port);
+        self.showing(peeks, Some(exchange), asking).await
+    }
+
+    /// Waits for a policy that is being asked, and shows it the body where it can be shown.
+    pub(super) async fn showing<T>(
+        &self,
+        mut peeks: Peeks,
+        mut exchange: Option<&mut Exchange>,
+        asking: impl Future<Output = T>,
+    ) -> T {
+        let mut asking = std::pin::pin!(asking);
         loop {
             tokio::select! {
                 biased;
-                decision = &mut decision => return decision,
+                answer = &mut asking => return answer,
                 Some(peek) = peeks.next() => {
-                    let prefix = self.show(exchange, peek.bytes_max()).await;
+                    let prefix = match &mut exchange {
+                        Some(exchange) => self.show(exchange, peek.bytes_max()).await,
+                        None => Err(BodyError::NotAvailable),
+                    };
                     peek.answer(prefix);
                 }
             }
@@ -118,38 +140,41 @@ impl Serving<'_> {
     }
 
     /// A handoff whose parts do not fit each other, or its daemons, is a value that cannot be used.
-    fn fitting(&self, decision: Decision) -> Result<Decision, Failure> {
+    pub(super) fn fitting(
+        &self,
+        generation: &Generation,
+        hook: &'static str,
+        decision: Decision,
+    ) -> Result<Decision, PolicyError> {
         let reason = match &decision.action {
             Action::Handoff(handoff) => hand_over::misfit(handoff, &self.settings.targets),
             _ => None,
         };
-        reason.map_or(Ok(decision), |reason| Err(Failure { text: reason.to_owned(), fault: Fault::Policys }))
+        reason.map_or(Ok(decision), |reason| Err(generation.misfit(hook, reason)))
     }
 
     /// Says that a policy failed, in the log and in the request's line.
-    fn policy_failed(&mut self, generation: &Generation, request: &Request, error: &str) {
-        let (policy, number) = (generation.policy(), generation.number());
-        tracing::warn!(%policy, generation = number, request = %request.id, error, "policy failed");
-        self.line.set(|r| r.error = Some(error.to_owned()));
+    pub(super) fn policy_failed(
+        &mut self,
+        generation: &Generation,
+        hook: &'static str,
+        request: &Request,
+        failure: &PolicyError,
+    ) {
+        let error = failure.to_string();
+        say_failed(generation, hook, &request.id, failure, &error);
+        self.line.set(|r| {
+            r.error = Some(match r.error.take() {
+                // What the hook was asked about.
+                Some(before) if hook == "on-handoff-failed" => format!("{before}; {hook}: {error}"),
+                _ => error,
+            });
+        });
     }
 }
 
-/// Why a policy gave no decision.
-struct Failure {
-    text: String,
-    fault: Fault,
-}
-
-/// Whose fault it is. Where the gateway had no room for another instance, `on_error = "pass"` would let anybody through
-/// who keeps the gateway busy: that failure is always a denial.
-enum Fault {
-    Gateways,
-    Policys,
-}
-
-impl From<PolicyError> for Failure {
-    fn from(error: PolicyError) -> Self {
-        let fault = if matches!(error, PolicyError::Exhausted(_)) { Fault::Gateways } else { Fault::Policys };
-        Self { text: error.to_string(), fault }
-    }
+/// Whether the next policy is asked although this one failed. Where the gateway had no room for another instance,
+/// `on_error = "pass"` would let anybody through who keeps the gateway busy: that failure is always a denial.
+pub(super) fn is_passed_over(generation: &Generation, failure: &PolicyError) -> bool {
+    generation.on_error() == OnError::Pass && !matches!(failure, PolicyError::Exhausted(_))
 }

@@ -4,20 +4,22 @@
 //! So everything that can be judged before is: names, lengths, whether the parts fit each other and every daemon that may
 //! be tried. What fails behind the head ends in a reset, which no client takes for a whole response.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Serving;
 use crate::access_log::micros;
 use crate::client::Client;
-use crate::decision::{Handoff, Outcome, RelayMode};
-use crate::exchange::Exchange;
-use crate::handoff::{Dialect, HeadBytes, Message, Refusal, Sealed, SendError};
+use crate::decision::{Action, Decision, Handoff, Outcome, RelayMode};
+use crate::exchange::{Exchange, State};
+use crate::handoff::{AddressError, Dialect, HeadBytes, Message, Refusal, Sealed, SendError, Stage, Unread};
 use crate::http::response::encode_head;
 use crate::log::chain;
 use crate::pace::Pace;
-use crate::policy::Generation;
+use crate::policy::{BodyPort, FailureStage, Generation, HandoffFailure};
 use crate::request::Request;
+use crate::respond;
 use crate::target::{self, NameError, Target};
 
 /// How long a connection is read that ended with the answer to a HEAD; in all, and without a byte.
@@ -30,11 +32,34 @@ const UNREAD: &str = "unread at the deadline (ack_timeout)";
 /// The same, where a daemon may have had it without writing to it.
 const UNKNOWN: &str = "read in part, or lost with its receiver; nobody had written";
 
-/// Why no daemon took a client that is still ours.
-enum Refused {
-    Forbidden,
-    TooLarge,
-    Unavailable,
+/// How often a policy is asked about one request what to do after a failed handoff.
+const ASKED_COUNT_MAX: u32 = 3;
+
+/// What became of a handoff.
+enum Tried {
+    /// The request is over. The client is there if its connection goes on.
+    Over(Option<Client>),
+    /// No daemon took the client.
+    Refused(Refused),
+}
+
+/// A client that no daemon took, and what the last of them said.
+struct Refused {
+    client: Held,
+    target: Arc<Target>,
+    stage: Stage,
+    errno: Option<i32>,
+    message: String,
+}
+
+/// What can still be done with such a client.
+enum Held {
+    /// The response's head was written: nothing can be answered any more, and closing it resets.
+    Begun(OwnedFd),
+    /// Anything.
+    Ours(Exchange),
+    /// The message can still be read, so it can only be ended. `true`: it was sent a head.
+    Unread(Unread, State, bool),
 }
 
 /// What the parts of a handoff cannot be together, or not with the daemons that it names; `None` when they fit.
@@ -69,7 +94,7 @@ pub(super) fn misfit(handoff: &Handoff, targets: &target::Table) -> Option<&'sta
     )
 }
 
-fn names(handoff: &Handoff) -> impl Iterator<Item = &String> {
+pub(super) fn names(handoff: &Handoff) -> impl Iterator<Item = &String> {
     std::iter::once(&handoff.target).chain(&handoff.alternates)
 }
 
@@ -100,21 +125,176 @@ impl Parts {
 }
 
 impl Serving<'_> {
-    /// Hands the client over, to the alternates if need be; answers it when nobody took it. `by` is the policy that decided
-    /// so, `None` the route.
+    /// Hands the client over, to the alternates if need be. Where nobody took it, `by`, the policy that decided so (`None`:
+    /// the route), is asked what to do; at last the client is answered.
     pub(super) async fn hand_over(
-        mut self,
+        &mut self,
+        exchange: Exchange,
+        request: &Arc<Request>,
+        handoff: &Handoff,
+        by: Option<&Generation>,
+    ) -> Option<Client> {
+        match self.try_targets(exchange, request, handoff, by).await {
+            Tried::Over(client) => client,
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            Tried::Refused(refused) => Box::pin(self.after_refusal(refused, request, by)).await,
+        }
+    }
+
+    /// Asks the policy that named the targets, as long as it names others, and so often; then does what is done without one.
+    async fn after_refusal(
+        &mut self,
+        mut refused: Refused,
+        request: &Arc<Request>,
+        by: Option<&Generation>,
+    ) -> Option<Client> {
+        let Some(by) = by.filter(|by| by.hears_of_failures()) else { return self.give_up(refused, request).await };
+        for attempt in 1..=ASKED_COUNT_MAX {
+            let action = self.ask_after(&mut refused, attempt, request, by).await;
+            let exchange = match (action, refused.client) {
+                (Some(Action::Abort), held) => {
+                    self.abort(held, &refused.target, request);
+                    return None;
+                }
+                (Some(Action::Handoff(handoff)), Held::Ours(exchange)) => {
+                    match self.try_targets(exchange, request, &handoff, Some(by)).await {
+                        Tried::Over(client) => return client,
+                        Tried::Refused(next) => {
+                            refused = next;
+                            continue;
+                        }
+                    }
+                }
+                (Some(Action::Respond(respond)), Held::Ours(exchange)) => {
+                    return self.answer(exchange, Outcome::Responded, &respond::answer(&respond)).await;
+                }
+                (Some(action @ (Action::Handoff(_) | Action::Respond(_))), held) => {
+                    let (policy, generation) = (by.policy(), by.number());
+                    tracing::warn!(
+                        %policy, generation, request = %request.id, hook = "on-handoff-failed",
+                        "{} cannot be done any more: bytes went to the client, or the message can still be read", action.word()
+                    );
+                    held
+                }
+                (Some(Action::Pass(_)) | None, held) => held,
+            };
+            refused.client = exchange;
+            break;
+        }
+        self.give_up(refused, request).await
+    }
+
+    /// Asks a policy about a handoff of its own that failed; `None` where it fails itself.
+    async fn ask_after(
+        &mut self,
+        refused: &mut Refused,
+        attempt: u32,
+        request: &Arc<Request>,
+        by: &Generation,
+    ) -> Option<Action> {
+        let failure = HandoffFailure {
+            target: refused.target.name().to_owned(),
+            stage: match refused.stage {
+                Stage::Connect => FailureStage::Connect,
+                Stage::Resolve => FailureStage::Resolve,
+                Stage::Send => FailureStage::Send,
+                _ => FailureStage::Acknowledge,
+            },
+            errno: refused.errno,
+            message: refused.message.clone(),
+            attempt,
+            retryable: matches!(refused.client, Held::Ours(_)),
+        };
+        let exchange = match &mut refused.client {
+            Held::Ours(exchange) => Some(exchange),
+            Held::Begun(_) | Held::Unread(..) => None,
+        };
+        let began = self.line.clock();
+        let (port, peeks) = BodyPort::open();
+        let asking = by.on_handoff_failed(self.worker.index, request, &port, &failure, self.line.carry());
+        let result = self.showing(peeks, exchange, asking).await;
+        self.line.set(|r| {
+            r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
+        });
+        match result.and_then(|decision| self.fitting(by, "on-handoff-failed", decision)) {
+            Ok(Decision { action, carry, annotations }) => {
+                self.line.set_carry(carry);
+                self.line.annotate(annotations);
+                if !matches!(action, Action::Pass(_)) {
+                    self.line.set(|r| r.decision = Some(action.word()));
+                }
+                Some(action)
+            }
+            Err(failure) => {
+                self.policy_failed(by, "on-handoff-failed", request, &failure);
+                None
+            }
+        }
+    }
+
+    /// What is done with a client that nobody took and nobody has a better word for.
+    async fn give_up(&mut self, refused: Refused, request: &Request) -> Option<Client> {
+        match refused.client {
+            Held::Begun(socket) => {
+                // Closing resets: see `HeadBytes`.
+                drop(socket);
+                tracing::warn!(request = %request.id, "reset: no daemon took the client, and its response had begun");
+                self.line.set(|r| {
+                    r.outcome = Outcome::Refused;
+                    let error = r.error.as_deref().unwrap_or_default();
+                    r.error = Some(format!("{error}; reset behind the response's head"));
+                });
+                None
+            }
+            Held::Ours(exchange) => {
+                let page = self.unavailable(request);
+                self.answer(exchange, Outcome::Refused, &page).await
+            }
+            Held::Unread(unread, state, has_head) => {
+                self.end_unread(unread, &state, has_head, &refused.target, request);
+                None
+            }
+        }
+    }
+
+    /// Closes a client that nobody took, because a policy said so.
+    fn abort(&mut self, client: Held, target: &Target, request: &Request) {
+        match client {
+            Held::Begun(socket) => drop(socket),
+            Held::Ours(exchange) => drop(exchange),
+            Held::Unread(unread, ..) => match unread.reset() {
+                Sealed::Reset => {}
+                other => return self.sealed(other, UNREAD, 0, target, request),
+            },
+        }
+        self.line.set(|r| r.outcome = Outcome::Aborted);
+    }
+
+    /// Answers, or resets behind a head, a client whose message was not read in time.
+    fn end_unread(&mut self, unread: Unread, state: &State, has_head: bool, target: &Target, request: &Request) {
+        let reason = if unread.can_be_read() { UNREAD } else { UNKNOWN };
+        if has_head {
+            self.sealed(unread.reset(), reason, 0, target, request);
+        } else {
+            let answer = state.encode_last(&self.unavailable(request));
+            self.sealed(unread.seal(&answer), reason, answer.len(), target, request);
+        }
+    }
+
+    /// Hands the client over to the first of the targets that takes it.
+    async fn try_targets(
+        &mut self,
         exchange: Exchange,
         request: &Request,
         handoff: &Handoff,
         by: Option<&Generation>,
-    ) -> Option<Client> {
+    ) -> Tried {
         let options = &self.settings.targets.options;
         let targets = match self.targets(handoff, by) {
             Ok(targets) => targets,
             Err((name, error)) => {
                 self.not_handed_over(request, name, by, chain(&error));
-                return self.fail(exchange, request, Outcome::PolicyError, 403).await;
+                return Tried::Over(self.fail(exchange, request, Outcome::PolicyError, 403).await);
             }
         };
         let has = |dialect| targets.iter().any(|target| target.dialect() == dialect);
@@ -124,7 +304,7 @@ impl Serving<'_> {
             let limit = options.data_bytes_max;
             let error = format!("{longest} bytes of data, over {limit} (handoff_data_bytes_max)");
             self.not_handed_over(request, &handoff.target, by, error);
-            return self.fail(exchange, request, Outcome::Refused, 500).await;
+            return Tried::Over(self.fail(exchange, request, Outcome::Refused, 500).await);
         }
         let head = match &handoff.response_head {
             Some(head) => {
@@ -140,7 +320,7 @@ impl Serving<'_> {
             && request.head.method() == "HEAD"
         {
             // Rare, and large beside the rest of the task: so it gets memory of its own.
-            return Box::pin(self.answer_head(exchange, *status, head)).await;
+            return Tried::Over(Box::pin(self.answer_head(exchange, *status, head)).await);
         }
         if !handoff.metadata.is_empty() {
             tracing::debug!(request = %request.id, "metadata is left out: it travels by the native dialect only");
@@ -155,7 +335,7 @@ impl Serving<'_> {
     }
 
     /// Answers HEAD with the head that a daemon's body would follow. Nobody is handed over.
-    async fn answer_head(mut self, exchange: Exchange, status: u16, head: &[u8]) -> Option<Client> {
+    async fn answer_head(&mut self, exchange: Exchange, status: u16, head: &[u8]) -> Option<Client> {
         let (socket, _) = exchange.release();
         let mut client = Client::new(socket);
         let sent = client.write_all(head, &Pace::new(&self.settings.limits)).await;
@@ -171,7 +351,7 @@ impl Serving<'_> {
         });
         self.line.end();
         if sent.is_ok() {
-            let guard = self.guard;
+            let guard = &mut *self.guard;
             let stop = async {
                 guard.draining().await;
                 tokio::time::sleep(LINGER_DRAINING).await;
@@ -182,16 +362,16 @@ impl Serving<'_> {
     }
 
     async fn send(
-        mut self,
+        &mut self,
         exchange: Exchange,
         request: &Request,
         mut parts: Parts,
         targets: &[Arc<Target>],
         by: Option<&Generation>,
-    ) -> Option<Client> {
+    ) -> Tried {
         let began = self.line.clock();
         let (mut socket, state) = exchange.release();
-        let mut refused = Refused::Unavailable;
+        let mut last = None;
         for target in targets {
             let until = parts.until;
             let (message, head) = parts.to(target, request);
@@ -209,59 +389,50 @@ impl Serving<'_> {
             match tried.result {
                 Ok(_) => {
                     self.line.set(|r| r.outcome = Outcome::HandedOff);
-                    return None;
+                    return Tried::Over(None);
                 }
                 Err(SendError::Refused { client, stage, source }) => {
-                    let error = format!("{}: {}", stage.as_str(), chain(&source));
-                    self.not_handed_over(request, target.name(), by, error);
+                    let message = chain(&source);
+                    self.not_handed_over(request, target.name(), by, format!("{}: {message}", stage.as_str()));
                     socket = client;
-                    match source {
-                        Refusal::TooLarge { .. } => refused = Refused::TooLarge,
-                        Refusal::Address(error) if error.is_forbidden() => refused = Refused::Forbidden,
-                        _ => continue,
+                    let fault = match &source {
+                        Refusal::TooLarge { .. } => Some((Outcome::Refused, 500)),
+                        Refusal::Address(error) if error.is_forbidden() => Some((Outcome::PolicyError, 403)),
+                        _ => None,
+                    };
+                    if written.is_none()
+                        && let Some((outcome, status)) = fault
+                    {
+                        let exchange = state.resume(socket);
+                        return Tried::Over(self.fail(exchange, request, outcome, status).await);
                     }
-                    break;
+                    last = Some((Arc::clone(target), stage, errno(&source), message));
+                    if fault.is_some() {
+                        break;
+                    }
                 }
                 Err(SendError::Unread(unread)) => {
-                    let reason = if unread.can_be_read() { UNREAD } else { UNKNOWN };
-                    if written.is_some() {
-                        self.sealed(unread.reset(), reason, 0, target, request);
-                    } else {
-                        let answer = state.encode_last(&self.unavailable(request));
-                        self.sealed(unread.seal(&answer), reason, answer.len(), target, request);
+                    let has_head = written.is_some();
+                    // Of unknown fate nobody is asked: what there is to say is said at once or never.
+                    if unread.is_fate_unknown() || by.is_none_or(|by| !by.hears_of_failures()) {
+                        self.end_unread(unread, &state, has_head, target, request);
+                        return Tried::Over(None);
                     }
-                    return None;
+                    let client = Held::Unread(unread, state, has_head);
+                    let (target, message) = (Arc::clone(target), UNREAD.to_owned());
+                    return Tried::Refused(Refused { client, target, stage: Stage::Acknowledge, errno: None, message });
                 }
                 Err(error) => {
                     let is_gone = matches!(error, SendError::ClientGone { .. });
                     self.not_handed_over(request, target.name(), by, chain(&error));
                     self.line.set(|r| r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered });
-                    return None;
+                    return Tried::Over(None);
                 }
             }
         }
-        if parts.written().is_some() {
-            // Closing resets: see `HeadBytes`.
-            drop(socket);
-            tracing::warn!(request = %request.id, "reset: no daemon took the client, and its response had begun");
-            self.line.set(|r| {
-                r.outcome = Outcome::Refused;
-                r.error = Some(format!("{}; reset behind the response's head", r.error.as_deref().unwrap_or_default()));
-            });
-            return None;
-        }
-        self.answer_refused(state.resume(socket), request, refused).await
-    }
-
-    async fn answer_refused(self, exchange: Exchange, request: &Request, refused: Refused) -> Option<Client> {
-        match refused {
-            Refused::Forbidden => self.fail(exchange, request, Outcome::PolicyError, 403).await,
-            Refused::TooLarge => self.fail(exchange, request, Outcome::Refused, 500).await,
-            Refused::Unavailable => {
-                let page = self.unavailable(request);
-                self.answer(exchange, Outcome::Refused, &page).await
-            }
-        }
+        let (target, stage, errno, message) = last.expect("there is a target, and it has refused");
+        let client = if parts.written().is_some() { Held::Begun(socket) } else { Held::Ours(state.resume(socket)) };
+        Tried::Refused(Refused { client, target, stage, errno, message })
     }
 
     /// The targets that a handoff names, all of them known and allowed, or the first that is not.
@@ -311,6 +482,13 @@ impl Serving<'_> {
             r.status = status.or(r.status);
             r.bytes_out += bytes;
         });
+    }
+}
+
+fn errno(refusal: &Refusal) -> Option<i32> {
+    match refusal {
+        Refusal::Address(AddressError::Open(error)) | Refusal::Io(error) => error.raw_os_error(),
+        _ => None,
     }
 }
 

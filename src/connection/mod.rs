@@ -3,7 +3,9 @@
 //! The only owner of a client's socket. It goes into a function by value and comes back when the gateway still owns it;
 //! after a handoff there is nothing left to write to. For all requests there is one `match` over what was decided.
 
+mod account;
 mod decide;
+mod gate;
 mod hand_over;
 
 use std::sync::Arc;
@@ -11,7 +13,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use self::account::Account;
 use self::decide::{Decided, Denied};
+pub use self::gate::Gates;
 use crate::access_log::{AccessLog, Line};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
@@ -35,6 +39,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Which policies and which default a request gets.
     pub routes: Table,
+    /// Which policies are asked about clients that connect.
+    pub gates: Gates,
     /// Daemons that take clients; the same for all workers.
     pub targets: Arc<target::Table>,
     /// Pages that replace the built-in ones.
@@ -107,13 +113,21 @@ const RETRY_AFTER: &str = "1";
 /// Dropping it closes the client; a request under way is logged as `aborted`.
 pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, place: Place, mut guard: Guard) {
     let origin = Arc::new(origin);
+    if !worker.settings.load().gates.is_empty() {
+        // Rare, and large beside the rest of the task: so it gets memory of its own.
+        match Box::pin(gate::pass(&worker, client, &origin)).await {
+            Some(ours) => client = ours,
+            None => return drop(place),
+        }
+    }
     let mut turn = Turn::First;
     loop {
         let settings = worker.settings.load_full();
         let id = Id::new();
         let begin = || Line::begin(worker.settings.load().log.as_ref(), id, &origin);
         let (exchange, head, line) = match arrival::next(&mut client, turn, &settings.limits, &mut guard, begin).await {
-            Arrival::Fault(fault, presence, mut line) => {
+            Arrival::Fault(fault, presence, line) => {
+                let mut line = Account::new(line);
                 line.set(|r| r.error = Some(fault.to_string()));
                 let page = respond::page(fault.status(), Form::Html, &settings.pages);
                 let exchange = Exchange::of_fault(client, presence);
@@ -130,7 +144,7 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         // Again: the client may have been idle while a reload took place.
         let settings = worker.settings.load_full();
         let request = Request::new(id, head, Arc::clone(&origin), None);
-        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line };
+        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line: Account::new(line) };
         match turn_of.request(request, exchange).await {
             Some(ours) => client = ours,
             None => break,
@@ -147,7 +161,7 @@ struct Serving<'a> {
     worker: &'a Worker,
     settings: &'a Settings,
     guard: &'a mut Guard,
-    line: Line,
+    line: Account,
 }
 
 impl Serving<'_> {
@@ -189,13 +203,13 @@ impl Serving<'_> {
         page
     }
 
-    async fn fail(self, exchange: Exchange, request: &Request, outcome: Outcome, status: u16) -> Option<Client> {
+    async fn fail(&mut self, exchange: Exchange, request: &Request, outcome: Outcome, status: u16) -> Option<Client> {
         let page = respond::page(status, form(request), &self.settings.pages);
         self.answer(exchange, outcome, &page).await
     }
 
     /// In memory of its own: the task of every request that is handed over would have to have room for it.
-    async fn answer(mut self, exchange: Exchange, outcome: Outcome, page: &Answer) -> Option<Client> {
+    async fn answer(&mut self, exchange: Exchange, outcome: Outcome, page: &Answer) -> Option<Client> {
         Box::pin(answer(exchange, self.settings, self.guard, &mut self.line, outcome, page)).await
     }
 }
@@ -205,7 +219,7 @@ async fn answer(
     exchange: Exchange,
     settings: &Settings,
     guard: &mut Guard,
-    line: &mut Line,
+    line: &mut Account,
     outcome: Outcome,
     answer: &Answer,
 ) -> Option<Client> {

@@ -18,7 +18,7 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 
 use super::ancillary;
 
@@ -36,7 +36,7 @@ pub(super) enum Look {
 /// What is counted when everything was read, at the moment of the event; no message counts as little.
 const UNREAD_BYTES_AT_EVENT: usize = 1;
 
-/// What a daemon may say on a connection where nothing is to be said, before we stop listening to it.
+/// How often a daemon is listened to on a connection where nothing is to be said, in one look.
 const BABBLE_LOOKS_MAX: usize = 16;
 
 /// Looks, without waiting. Each change that leads to another answer than [`Look::Unread`] makes the connection writable or
@@ -61,7 +61,14 @@ pub(super) fn look(connection: BorrowedFd<'_>) -> nix::Result<Look> {
             Err(error) => return Err(error),
         }
     }
-    Ok(Look::Unread)
+    // On a stream the mark shows only behind all that was said, so it is asked for.
+    let unread = ancillary::unread(connection)?;
+    match getsockopt(&connection, sockopt::SocketError)? {
+        0 if unread <= UNREAD_BYTES_AT_EVENT => Ok(Look::Read),
+        0 => Ok(Look::Unread),
+        mark if mark == Errno::ECONNRESET as i32 => Ok(Look::Reset),
+        mark => Err(Errno::from_raw(mark)),
+    }
 }
 
 #[cfg(test)]
@@ -169,6 +176,26 @@ mod tests {
             ancillary::receive(daemon.as_fd(), &mut [0; 100]).unwrap();
             say(&daemon, b"hello");
             assert_eq!(look(gateway.as_fd()), Ok(Look::Read));
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_says_more_than_is_listened_to_hides_nothing() {
+        let babble = |daemon: &OwnedFd| (0..BABBLE_LOOKS_MAX + 4).for_each(|_| say(daemon, &[b'x'; 4096]));
+        for kind in KINDS {
+            let (gateway, daemon) = sent(kind);
+            babble(&daemon);
+            assert_eq!(look(gateway.as_fd()), Ok(Look::Unread), "{kind:?}");
+
+            let (gateway, daemon) = sent(kind);
+            ancillary::receive(daemon.as_fd(), &mut [0; 100]).unwrap();
+            babble(&daemon);
+            assert_eq!(look(gateway.as_fd()), Ok(Look::Read), "{kind:?}");
+
+            let (gateway, daemon) = sent(kind);
+            babble(&daemon);
+            drop(daemon);
+            assert_eq!(look(gateway.as_fd()), Ok(Look::Reset), "{kind:?}");
         }
     }
 }

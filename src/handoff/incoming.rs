@@ -75,9 +75,8 @@ impl Incoming {
     ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
         let (arrived, connection) = (&mut self.arrived, self.connection.as_fd());
         let is_whole = match dialect {
-            Dialect::Auto | Dialect::Seqpacket => seqpacket::read_on(arrived, connection, buffer)?,
+            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket => seqpacket::read_on(arrived, connection, buffer)?,
             Dialect::Datagram => datagram::read_on(arrived, connection, buffer)?,
-            Dialect::Fdpass => fdpass::read_on(arrived, connection, buffer)?,
             Dialect::Stream => stream::read_on(arrived, connection, buffer)?,
         };
         is_whole.then(|| std::mem::take(arrived).judge(dialect)).transpose()

@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
-use super::error::BadValue;
+pub(super) use super::error::BadValue;
+use super::hooks::{Admittance, FailureStage, HandoffFailure};
 use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
 use crate::http::fields::is_token_byte;
+use crate::request::{Origin, Peer};
 
 #[allow(
     missing_debug_implementations,
@@ -26,18 +28,37 @@ mod generated {
             world host {
                 import baton:policy/types@0.1.0;
                 import baton:policy/request@0.1.0;
+                import baton:policy/response@0.1.0;
                 import baton:policy/log@0.1.0;
+                import baton:policy/metrics@0.1.0;
                 import baton:policy/config@0.1.0;
+                import baton:policy/clock@0.1.0;
+                import baton:policy/random@0.1.0;
+                import baton:policy/store@0.1.0;
+                import baton:policy/targets@0.1.0;
+                import baton:policy/callout@0.1.0;
                 export baton:policy/lifecycle@0.1.0;
+                export baton:policy/connection-hook@0.1.0;
+                export baton:policy/failure-hook@0.1.0;
+                export baton:policy/complete-hook@0.1.0;
             }
         ",
         world: "baton:host/host",
-        imports: { default: trappable, "baton:policy/request.body-prefix": async | trappable },
+        imports: {
+            default: trappable,
+            "baton:policy/request.body-prefix": async | trappable,
+            "baton:policy/callout.fetch": async | trappable,
+        },
     });
 }
 
 pub(super) use generated::Host_ as World;
-pub(super) use generated::baton::policy::{config, log, request, types};
+pub(super) use generated::baton::policy::{
+    callout, clock, config, log, metrics, random, request, response, store, targets, types,
+};
+pub(super) use generated::exports::baton::policy::complete_hook::Summary;
+pub(super) use generated::exports::baton::policy::connection_hook::{Connection, ConnectionAction};
+pub(super) use generated::exports::baton::policy::failure_hook::{Failure, Stage};
 pub(super) use generated::exports::baton::policy::lifecycle::Requirements;
 
 /// Opaque bytes that a policy hands to its own later hooks.
@@ -59,6 +80,82 @@ pub(super) fn decision(given: types::Decision, bytes_max: usize) -> Result<Decis
         return Err(BadValue::Size { bytes_max });
     }
     Ok(decision)
+}
+
+/// Checks what a connection-hook said. Nothing has been read of the client and nothing will be written to it: a handoff
+/// that has a head of either kind cannot be meant.
+pub(super) fn admittance(given: ConnectionAction, bytes_max: usize) -> Result<Admittance, BadValue> {
+    Ok(match given {
+        ConnectionAction::Accept => Admittance::Accept,
+        ConnectionAction::Reject => Admittance::Reject,
+        ConnectionAction::Handoff(given) => {
+            let has_head = given.response_head.is_some() || !given.response_body.is_empty();
+            for (field, is_there) in [("response-head", has_head), ("include-head", given.include_head)] {
+                if is_there {
+                    return Err(BadValue::Untouched { field });
+                }
+            }
+            let action = Action::Handoff(handoff(given)?);
+            if action_size(&action) > bytes_max {
+                return Err(BadValue::Size { bytes_max });
+            }
+            let Action::Handoff(handoff) = action else { unreachable!("it was made above") };
+            Admittance::Handoff(Box::new(handoff))
+        }
+    })
+}
+
+/// A client's connection, for a connection-hook.
+pub(super) fn connection(origin: &Origin) -> Connection {
+    Connection {
+        listener: origin.listener.to_string(),
+        peer: peer(&origin.peer),
+        local_address: origin.local.to_string(),
+        // Listeners do not look into TLS in this version.
+        sni: None,
+        alpn: Vec::new(),
+    }
+}
+
+/// Who is at the other end.
+pub(super) fn peer(peer: &Peer) -> types::PeerAddress {
+    match *peer {
+        Peer::Tcp(address) => {
+            let ip = address.ip().to_canonical().to_string();
+            types::PeerAddress::Tcp(types::TcpPeer { ip, port: address.port() })
+        }
+        Peer::Unix { uid, gid, pid } => types::PeerAddress::Unix(types::UnixPeer { uid, gid, pid }),
+    }
+}
+
+/// What a failure-hook is told.
+pub(super) fn failure(failure: &HandoffFailure) -> Failure {
+    Failure {
+        target: failure.target.clone(),
+        stage: match failure.stage {
+            FailureStage::Acknowledge => Stage::Acknowledge,
+            FailureStage::Connect => Stage::Connect,
+            FailureStage::Resolve => Stage::Resolve,
+            FailureStage::Send => Stage::Send,
+        },
+        errno: failure.errno,
+        message: failure.message.clone(),
+        attempt: failure.attempt,
+        retryable: failure.retryable,
+    }
+}
+
+/// What a complete-hook is told.
+pub(super) fn summary(summary: &super::Summary) -> Summary {
+    Summary {
+        request_id: summary.request_id.clone(),
+        action: summary.action.to_owned(),
+        target: summary.target.clone(),
+        status: summary.status,
+        duration_us: u64::try_from(summary.duration.as_micros()).unwrap_or(u64::MAX),
+        bytes_in: summary.bytes_in,
+        bytes_out: summary.bytes_out,
+    }
 }
 
 fn action(given: types::Action) -> Result<Action, BadValue> {
@@ -103,7 +200,7 @@ fn edits(given: types::Edits) -> Result<Edits, BadValue> {
     Ok(Edits { remove, set: fields(given.set)?, append: fields(given.append)? })
 }
 
-fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
+pub(super) fn fields(given: Vec<types::Field>) -> Result<Vec<Field>, BadValue> {
     let mut fields = Vec::with_capacity(given.len());
     for types::Field { name, value } in given {
         let name = self::name(name)?;
@@ -143,10 +240,17 @@ fn target(given: String) -> Result<String, BadValue> {
 
 /// All strings and lists of a decision together, in bytes.
 fn size(decision: &Decision) -> usize {
-    let pairs = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+    action_size(&decision.action) + decision.carry.len() + pairs(&decision.annotations)
+}
+
+fn pairs(pairs: &[(String, String)]) -> usize {
+    pairs.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn action_size(action: &Action) -> usize {
     let fields = |fields: &[Field]| fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>();
     let names = |names: &[String]| names.iter().map(String::len).sum::<usize>();
-    let action = match &decision.action {
+    match action {
         Action::Abort => 0,
         Action::Handoff(h) => {
             let head = h.response_head.as_ref().map_or(0, |head| fields(&head.headers));
@@ -154,8 +258,7 @@ fn size(decision: &Decision) -> usize {
         }
         Action::Pass(edits) => names(&edits.remove) + fields(&edits.set) + fields(&edits.append),
         Action::Respond(respond) => fields(&respond.headers) + respond.body.len(),
-    };
-    action + decision.carry.len() + pairs(&decision.annotations)
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use wasmparser::Parser;
+use wasmparser::{ExternalKind, Parser, Validator, WasmFeatures};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::{Resolve, WorldId, WorldItem, WorldKey};
 
@@ -27,6 +27,9 @@ pub(super) const LIFECYCLE: &str = "baton:policy/lifecycle@0.1.0";
 const MAGIC: &[u8] = b"\0asm";
 /// A module that exports this passes strings as UTF-16, as AssemblyScript has them.
 const UTF16_MARK: &str = "baton_utf16";
+
+/// All that there is: what of it is offered, the engine says.
+const FEATURES: WasmFeatures = WasmFeatures::all();
 
 /// `wit/policy.wit`, and in it the world with everything.
 static CONTRACT: LazyLock<(Resolve, WorldId)> = LazyLock::new(|| {
@@ -45,10 +48,12 @@ pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
         return Ok(binary);
     }
     let malformed = |error| LoadError::new(Stage::Componentize, error);
+    Validator::new_with_features(FEATURES).validate_all(&binary).map_err(malformed)?;
     let core = Core::read(&binary).map_err(malformed)?;
     check_imports(&core)?;
     let uses_wasi = core.imports.iter().any(|import| import.module == preview1::MODULE);
     let mut module = if core.has_contract { Cow::Borrowed(&binary) } else { Cow::Owned(embed_contract(&core)?) };
+    check_kind(&core)?;
     let mut encoder = ComponentEncoder::default().validate(true);
     if uses_wasi {
         module = Cow::Owned(Core::read(&module).and_then(|core| core.guarded()).map_err(malformed)?);
@@ -58,7 +63,13 @@ pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
 }
 
 fn fault(error: anyhow::Error) -> LoadError {
-    LoadError::new(Stage::Componentize, format!("{error:#}"))
+    let said = format!("{error:#}");
+    let remedy = if said.contains("does not export a function named `cabi_realloc`") {
+        "; a policy that takes strings or lists exports it: (old, old-size, align, new-size) -> address, all i32"
+    } else {
+        ""
+    };
+    LoadError::new(Stage::Componentize, format!("{said}{remedy}"))
 }
 
 fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
@@ -73,28 +84,63 @@ fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
 /// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.
 fn check_imports(core: &Core<'_>) -> Result<(), LoadError> {
     let (resolve, world) = &*CONTRACT;
+    let named = |module: &str| {
+        let mut items = resolve.worlds[*world].imports.iter();
+        items.find_map(|(key, item)| match item {
+            WorldItem::Interface { id, .. } if resolve.name_world_key(key) == module => Some(*id),
+            _ => None,
+        })
+    };
     for &Import { module, name } in &core.imports {
-        let known = resolve.worlds[*world].imports.iter().find(|(key, _)| resolve.name_world_key(key) == module);
-        let refuse = |remedy: &str| Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
-        match (module, known) {
-            (_, Some((_, WorldItem::Interface { id, .. }))) => {
-                if !resolve.interfaces[*id].functions.contains_key(name) {
-                    return refuse("wit/policy.wit has the interface, but not that function");
-                }
+        let remedy = match (module, named(module)) {
+            (_, Some(interface)) if resolve.interfaces[interface].functions.contains_key(name) => continue,
+            (_, Some(_)) => "wit/policy.wit has the interface, but not that function",
+            (preview1::MODULE, _) if preview1::has(name) => continue,
+            (preview1::MODULE, _) => "WASI preview 1 has no such function",
+            ("env", _) if name == "abort" => "compile with --use abort=… and a function of your own (AssemblyScript)",
+            ("env", _) if name == "seed" => "compile with --use seed=… and a function of your own (AssemblyScript)",
+            ("env", _) if name == "memory" => {
+                "a policy has its own memory; compile without --import-memory (AssemblyScript: --importMemory)"
             }
-            ("env", _) if name == "abort" => {
-                return refuse("compile with --use abort=… and a function of your own (AssemblyScript)");
+            ("env", _) => {
+                "nobody defines it: link the library that has it (Emscripten: -sSTANDALONE_WASM, and no JavaScript)"
             }
-            (preview1::MODULE, _) => {
-                if !preview1::has(name) {
-                    return refuse("WASI preview 1 has no such function");
-                }
+            ("gojs" | "go", _) => "build with GOOS=wasip1, not js",
+            _ if module.contains("wbindgen") || module == "wbg" || name.starts_with("__wb") => {
+                "wasm-bindgen is for browsers; use wit-bindgen with wit/policy.wit"
             }
-            _ if core.has_contract => {}
-            _ => {
-                return refuse("the gateway offers the interfaces of wit/policy.wit only, by their canonical names");
-            }
-        }
+            ("wasi_unstable", _) => WASI_REMEDY,
+            _ if module.starts_with("baton:policy/") => match module.split_once('@') {
+                Some((_, "0.1.0")) => "wit/policy.wit has no such interface",
+                _ => VERSION_REMEDY,
+            },
+            // What its own contract names is looked at in the component.
+            _ if core.has_contract => continue,
+            _ if module.starts_with("wasi") => WASI_REMEDY,
+            _ => FOREIGN_REMEDY,
+        };
+        return Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
+    }
+    Ok(())
+}
+
+/// Refuses what no component can be made of, by what a toolchain has to be told.
+fn check_kind(core: &Core<'_>) -> Result<(), LoadError> {
+    let refuse = |reason: &str| Err(LoadError::new(Stage::Componentize, reason));
+    if core.memories.iter().any(|memory| memory.shared) {
+        return refuse("its memory is shared: compile without threads and atomics");
+    }
+    if core.memories.iter().any(|memory| memory.memory64) {
+        return refuse("its memory has addresses of 64 bits: compile for wasm32");
+    }
+    if core.exports_function("_start") && !core.exports_function("_initialize") {
+        return refuse(
+            "it exports _start, which would end before the first request: compile a reactor, which exports _initialize \
+             (C: -mexec-model=reactor, Go: -buildmode=c-shared, Rust: crate-type = [\"cdylib\"])",
+        );
+    }
+    if !core.has_contract && !core.exports.get("memory").is_some_and(|(kind, _)| *kind == ExternalKind::Memory) {
+        return refuse("it exports no memory under the name `memory` (wasm-ld: without --no-export-memory)");
     }
     Ok(())
 }
@@ -150,9 +196,14 @@ pub(super) fn no_request_hook(found: &str) -> LoadError {
     )
 }
 
-/// What to do about imports from WASI.
-pub(super) const WASI_REMEDY: &str = "this version of the gateway offers no WASI; \
-    build for a target without it (Rust: wasm32-unknown-unknown)";
+/// What to do about imports of WASI in a version that is not there.
+pub(super) const WASI_REMEDY: &str = "of WASI the gateway offers 0.2 to components and preview 1 (wasi_snapshot_preview1) to core modules; build for one";
+/// What to do about imports of the contract in another version.
+pub(super) const VERSION_REMEDY: &str =
+    "this version of the gateway speaks baton:policy@0.1.0; build against its wit/policy.wit";
+/// What to do about imports of anything else.
+pub(super) const FOREIGN_REMEDY: &str =
+    "the gateway offers WASI and the interfaces of wit/policy.wit, by their canonical names, and nothing else";
 
 fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
     resolve.name_world_key(key) == REQUEST_HOOK
@@ -160,7 +211,9 @@ fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use wasmparser::Payload;
+    use wasmparser::{CanonicalFunction, CanonicalOption, Payload};
+    use wit_parser::IndexMap;
+    use wit_parser::abi::{AbiVariant, WasmType};
 
     use super::*;
 
@@ -190,14 +243,45 @@ mod tests {
 
     #[test]
     fn imports_that_nobody_offers_are_named_with_a_remedy() {
-        let said = refused(&format!(r#"(module (import "env" "abort" (func)) {REQUEST})"#));
-        assert!(said.starts_with("imports: imports env.abort: compile with --use abort="), "{said}");
-        let said = refused(&format!(r#"(module (import "wasi_snapshot_preview1" "fd_write" (func)) {REQUEST})"#));
-        assert!(said.starts_with("imports: imports wasi_snapshot_preview1.fd_write: this version"), "{said}");
-        let said = refused(&format!(r#"(module (import "baton:policy/request@0.1.0" "nmae" (func)) {REQUEST})"#));
-        assert!(said.contains("not that function"), "{said}");
-        let said = refused(&format!(r#"(module (import "js" "mem" (func)) {REQUEST})"#));
-        assert!(said.contains("the interfaces of wit/policy.wit only"), "{said}");
+        let check = |module: &str, name: &str, remedy: &str| {
+            let said = refused(&format!(r#"(module (import "{module}" "{name}" (func)) {REQUEST})"#));
+            assert!(said.starts_with(&format!("imports: imports {module}.{name}: ")), "{said}");
+            assert!(said.contains(remedy), "{said}");
+        };
+        check("env", "abort", "compile with --use abort=…");
+        check("env", "seed", "compile with --use seed=…");
+        check("env", "emscripten_notify_memory_growth", "-sSTANDALONE_WASM");
+        check("gojs", "runtime.wasmExit", "GOOS=wasip1");
+        check("./policy_bg.js", "__wbindgen_throw", "use wit-bindgen");
+        check("__wbindgen_placeholder__", "__wbindgen_describe", "use wit-bindgen");
+        check("wbg", "__wbg_now", "use wit-bindgen");
+        check("wasi_unstable", "fd_write", "preview 1");
+        check("wasi_snapshot_preview1", "fd_wirte", "no such function");
+        check("wasi:clocks/wall-clock@0.3.0", "now", "0.2 to components");
+        check("baton:policy/request@0.1.0", "nmae", "not that function");
+        check("baton:policy/requests@0.1.0", "name", "no such interface");
+        check("baton:policy/request@0.2.0", "path", "speaks baton:policy@0.1.0");
+        check("js", "mem", "the interfaces of wit/policy.wit");
+        let said = refused(&format!(r#"(module (import "env" "memory" (memory 1)) {REQUEST})"#));
+        assert!(said.contains("imports env.memory: a policy has its own memory; compile without"), "{said}");
+    }
+
+    #[test]
+    fn what_no_component_can_be_made_of_is_told_what_to_compile() {
+        let check = |text: &str, remedy: &str| {
+            let said = refused(&format!("(module {text})"));
+            assert!(said.starts_with("componentize: ") && said.contains(remedy), "{said}");
+        };
+        let hook = r#"(func (export "on_request") (result i32) i32.const 0)"#;
+        check(hook, "exports no memory under the name `memory`");
+        check(&format!(r#"(memory 1) (export "memory" (func 0)) {hook}"#), "exports no memory");
+        check(&format!(r#"(memory (export "memory") 1 1 shared) {hook}"#), "without threads");
+        check(&format!(r#"(memory (export "memory") i64 1) {hook}"#), "compile for wasm32");
+        check(&format!(r#"{REQUEST} (func (export "_start"))"#), "compile a reactor");
+        let path = r#"(import "baton:policy/request@0.1.0" "path" (func (param i32)))"#;
+        check(&format!("{path} {REQUEST}"), "`cabi_realloc`; a policy that takes strings or lists exports it: (old, ");
+        // It may be wrong in any manner: nothing of it is looked at before it is found to be valid.
+        check(&format!(r#"{REQUEST} (func (export "cabi_realloc") (result i32) i64.const 0)"#), "type mismatch");
     }
 
     #[test]
@@ -217,6 +301,77 @@ mod tests {
         assert!(exports(format!("(module {canonical})")).contains(&REQUEST_HOOK.to_owned()));
         let found = exports(format!(r#"(module {REQUEST} (func (export "self_test") (result i32) i32.const 0))"#));
         assert!(found.contains(&LIFECYCLE.to_owned()), "{found:?}");
+    }
+
+    /// Every hook under its friendly name and every import, as the contract has them, in one module.
+    #[test]
+    fn the_whole_contract_can_be_wrapped_by_friendly_names_in_either_encoding() {
+        let (resolve, world) = &*CONTRACT;
+        let types = |types: &[WasmType]| -> String {
+            let name = |of: &WasmType| match of {
+                WasmType::I64 | WasmType::PointerOrI64 => " i64",
+                WasmType::F32 => " f32",
+                WasmType::F64 => " f64",
+                WasmType::I32 | WasmType::Length | WasmType::Pointer => " i32",
+            };
+            types.iter().map(name).collect()
+        };
+        let functions = |items: &IndexMap<WorldKey, WorldItem>| -> Vec<(String, wit_parser::Function)> {
+            let mut all = Vec::new();
+            for (key, item) in items {
+                let WorldItem::Interface { id, .. } = item else { continue };
+                let functions = resolve.interfaces[*id].functions.values();
+                all.extend(functions.map(|function| (resolve.name_world_key(key), function.clone())));
+            }
+            all
+        };
+        let mut text = String::new();
+        for (interface, function) in functions(&resolve.worlds[*world].imports) {
+            let signature = resolve.wasm_signature(AbiVariant::GuestImport, &function);
+            let (params, results) = (types(&signature.params), types(&signature.results));
+            let name = &function.name;
+            text += &format!("(import \"{interface}\" \"{name}\" (func (param{params}) (result{results})))\n");
+        }
+        let mut hooks = Vec::new();
+        for (interface, function) in functions(&resolve.worlds[*world].exports) {
+            let signature = resolve.wasm_signature(AbiVariant::GuestExport, &function);
+            let (params, results) = (types(&signature.params), types(&signature.results));
+            let name = function.name.replace('-', "_");
+            text += &format!("(func (export \"{name}\") (param{params}) (result{results}) unreachable)\n");
+            if signature.retptr {
+                text += &format!("(func (export \"{name}_post\") (param{results}))\n");
+            }
+            hooks.push((interface, function.name));
+        }
+        assert_eq!(hooks.len(), 8, "{hooks:?}");
+        text += r#"(memory (export "memory") 1)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) unreachable)"#;
+        for mark in ["", r#"(global (export "baton_utf16") i32 (i32.const 1))"#] {
+            let component = componentize(format!("(module {text} {mark})").as_bytes()).expect("it can be wrapped");
+            let wit_component::DecodedWasm::Component(found, world) =
+                wit_component::decode(&component).expect("it is a component")
+            else {
+                panic!("not a component");
+            };
+            let names = |items: &IndexMap<WorldKey, WorldItem>| -> BTreeSet<String> {
+                items.keys().map(|key| found.name_world_key(key)).collect()
+            };
+            let (imports, exports) = (names(&found.worlds[world].imports), names(&found.worlds[world].exports));
+            assert!(hooks.iter().all(|(interface, _)| exports.contains(interface)), "{exports:?}");
+            for key in resolve.worlds[CONTRACT.1].imports.keys() {
+                assert!(imports.contains(&resolve.name_world_key(key)), "{imports:?}");
+            }
+            let mut encodings = BTreeSet::new();
+            for payload in Parser::new(0).parse_all(&component) {
+                let Payload::ComponentCanonicalSection(section) = payload.expect("well-formed") else { continue };
+                for function in section {
+                    if let CanonicalFunction::Lift { options, .. } = function.expect("well-formed") {
+                        encodings.insert(options.contains(&CanonicalOption::UTF16));
+                    }
+                }
+            }
+            assert!(encodings.contains(&!mark.is_empty()) && !(mark.is_empty() && encodings.len() > 1));
+        }
     }
 
     #[test]

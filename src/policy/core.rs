@@ -208,3 +208,36 @@ fn extended(section: &[u8], count: usize, items: &[u8]) -> wasmparser::Result<Ve
     data.extend(items);
     Ok(data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards the module, and returns what is exported from it: by which index, and whether it is valid at all.
+    fn guarded(text: &str) -> BTreeMap<String, u32> {
+        let binary = wat::parse_str(text).expect("well-formed");
+        let guarded = Core::read(&binary).and_then(|core| core.guarded()).expect("it can be read");
+        wasmparser::Validator::new().validate_all(&guarded).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let core = Core::read(&guarded).expect("it is valid");
+        core.exports.iter().map(|(name, (_, index))| ((*name).to_owned(), *index)).collect()
+    }
+
+    #[test]
+    fn a_guard_stands_behind_everything_and_changes_no_index() {
+        let exports = guarded(
+            r#"(module (import "a" "f" (func)) (import "a" "g" (global i32)) (global i32 (i32.const 1))
+                 (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 8))
+                 (func (export "cabi_post_x") (param i64)) (func (export "other")))"#,
+        );
+        let expected = [("baton_inside", 2), ("cabi_post_x", 4), ("cabi_realloc", 5), ("other", 3)];
+        assert_eq!(exports, expected.map(|(name, index)| (name.to_owned(), index)).into());
+        let exports = guarded(r#"(module (func (export "on_request") (result i32) (i32.const 8)))"#);
+        assert_eq!((exports["on_request"], exports["baton_inside"]), (0, 0), "no globals, and nothing to guard");
+        // More functions than a count of one byte says.
+        let many = "(func)".repeat(127);
+        let exports = guarded(&format!(
+            r#"(module (func (export "cabi_realloc") (param i32) (result i32 i32) (i32.const 8) (i32.const 9)) {many})"#
+        ));
+        assert_eq!(exports["cabi_realloc"], 128);
+    }
+}

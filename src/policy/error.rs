@@ -80,6 +80,18 @@ impl LoadError {
     }
 }
 
+/// A policy that cannot be rolled back. What is in force stays so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollbackError {
+    /// What was in force before cannot be used any more.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// No generation of another digest was in force before.
+    #[error("no generation of another digest was in force before")]
+    NothingBefore,
+}
+
 /// A hook that did not end in a decision that can be used; the policy's `on_error` decides instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +99,9 @@ pub enum PolicyError {
     /// It decided something that cannot be done.
     #[error("bad value: {0}")]
     BadValue(#[from] BadValue),
+    /// It failed too often, and is not asked for a while (`breaker`).
+    #[error("not asked: the breaker is open after too many failures")]
+    BreakerOpen,
     /// It ran for longer than its `deadline`.
     #[error("deadline of {deadline:?} exceeded{place}")]
     Deadline {
@@ -98,6 +113,9 @@ pub enum PolicyError {
     /// No room for another instance.
     #[error("no instance to be had: {0}")]
     Exhausted(String),
+    /// Its handoff cannot be made as it is: what whoever makes it says of that.
+    #[error("{0}")]
+    Misfit(&'static str),
     /// It stopped in the middle.
     #[error("trap: {reason}{place}")]
     Trap {
@@ -149,6 +167,12 @@ pub enum BadValue {
     Status {
         /// As the policy gave it.
         status: u16,
+    },
+    /// A part of a handoff that a client of whom nothing was read cannot have.
+    #[error("{field} in the handoff of an untouched connection")]
+    Untouched {
+        /// The part.
+        field: &'static str,
     },
     /// A target that no configuration can name.
     #[error("target \"{}\" is empty or contains NUL", escape(target))]

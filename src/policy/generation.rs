@@ -1,32 +1,43 @@
 //! One proven module in force, and its warm instances.
 
-use std::future::Future as _;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::body::BodyPort;
-use super::error::{LoadError, PolicyError, Stage};
+use super::breaker::{Breaker, BreakerState};
+use super::error::{LoadError, Stage};
 use super::host::{Engine, Instance};
-use super::imports::{Call, Identity};
+use super::imports::Identity;
 use super::prove::{self, Proven};
-use super::{OnError, Options, bindings};
-use crate::decision::Decision;
-use crate::request::Request;
+use super::status::Tally;
+use super::{OnError, Options};
 
 /// Idle instances that a worker keeps of each policy. One is enough while nobody waits for a body; beyond this, memory
 /// would be held for a peak that is over.
 const IDLE_COUNT_MAX: usize = 4;
 
+/// A policy that ticks more often than this would do nothing else.
+const TICK_MS_MIN: u32 = 10;
+
 /// A proven, loaded module. A request keeps the generation that it began with; the last user frees it.
 #[derive(Debug)]
 pub struct Generation {
-    proven: Proven,
+    pub(super) proven: Proven,
     identity: Arc<Identity>,
-    options: Options,
+    pub(super) options: Options,
+    pub(super) tally: Arc<Tally>,
+    /// Of the hooks that decide.
+    pub(super) breaker: Breaker,
+    /// Of `on-complete`: one that fails there is not worth denying requests for.
+    pub(super) complete_breaker: Breaker,
+    /// Calls of `on-complete` that wait or run.
+    pub(super) completions: AtomicUsize,
+    /// How many of them were left out since it was last said.
+    pub(super) left_out: AtomicU64,
     reuse_max: u32,
     targets: Option<Vec<String>>,
     digest: Digest,
+    file: Arc<[u8]>,
     loaded_at: SystemTime,
     /// By worker.
     idle: Vec<Mutex<Vec<Instance>>>,
@@ -51,15 +62,28 @@ impl std::fmt::Display for Digest {
 
 impl Generation {
     /// Proves `file` as generation `number` of the policy that `options` describe.
-    pub(super) fn prove(engine: &Engine, options: &Options, number: u64, file: &[u8]) -> Result<Self, LoadError> {
-        let identity = Arc::new(Identity::new(options, number));
-        let proven = prove::prove(engine, options, &identity, file)?;
+    pub(super) fn prove(
+        engine: &Engine,
+        options: &Options,
+        number: u64,
+        file: Arc<[u8]>,
+        tally: &Arc<Tally>,
+    ) -> Result<Self, LoadError> {
+        let identity = Arc::new(Identity::new(engine.registry(), options, number));
+        let proven = prove::prove(engine, options, &identity, tally, &file)?;
         let mut reuse_max = options.reuse_max;
         let mut targets = options.targets.clone();
         if let Some(requirements) = &proven.requirements {
             reuse_max = reuse_max.min(requirements.max_reuse);
             targets = narrow(targets, options.known_targets.as_deref(), &requirements.targets)?;
         }
+        if let Some(ms) = proven.tick_ms()
+            && ms < TICK_MS_MIN
+        {
+            let reason = format!("requires a tick every {ms} ms; {TICK_MS_MIN} ms is the shortest interval");
+            return Err(LoadError::new(Stage::Configure, reason));
+        }
+        identity.put_in_force(targets.clone());
         let uncalled = prove::uncalled(&proven);
         if !uncalled.is_empty() {
             tracing::info!(
@@ -70,8 +94,22 @@ impl Generation {
             );
         }
         let idle = (0..engine.workers()).map(|_| Mutex::default()).collect();
-        let (digest, loaded_at) = (Digest::of(file), SystemTime::now());
-        Ok(Self { proven, identity, options: options.clone(), reuse_max, targets, digest, loaded_at, idle })
+        Ok(Self {
+            proven,
+            identity,
+            options: options.clone(),
+            tally: Arc::clone(tally),
+            breaker: Breaker::new(options.breaker),
+            complete_breaker: Breaker::new(options.breaker),
+            completions: AtomicUsize::new(0),
+            left_out: AtomicU64::new(0),
+            reuse_max,
+            targets,
+            digest: Digest::of(&file),
+            file,
+            loaded_at: SystemTime::now(),
+            idle,
+        })
     }
 
     /// Counts the modules that were in force under this policy's name, from 1.
@@ -99,6 +137,37 @@ impl Generation {
         self.loaded_at
     }
 
+    /// What it was made from.
+    pub(super) fn file(&self) -> &Arc<[u8]> {
+        &self.file
+    }
+
+    /// Interfaces that it imports.
+    pub fn imports(&self) -> &[String] {
+        &self.proven.imports
+    }
+
+    /// Whether it is asked, where it decides.
+    pub fn breaker(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
+    /// Whether it is told how requests ended.
+    pub fn completes(&self) -> bool {
+        self.proven.template.exports().on_complete.is_some()
+    }
+
+    /// Whether it is asked when no daemon took a client.
+    pub fn hears_of_failures(&self) -> bool {
+        self.proven.template.exports().on_handoff_failed.is_some()
+    }
+
+    /// How often its `on-tick` is called.
+    pub(super) fn tick_interval(&self) -> Option<Duration> {
+        let ms = self.proven.tick_ms()?;
+        self.proven.template.exports().on_tick.map(|_| Duration::from_millis(ms.into()))
+    }
+
     /// Names of all hooks that it exports, as in `wit/policy.wit`; not all are called by this version.
     pub fn hooks(&self) -> &[&'static str] {
         &self.proven.hooks
@@ -111,7 +180,7 @@ impl Generation {
 
     /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
-        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| name == target))
+        self.targets.as_ref().is_none_or(|names| names.iter().any(|name| super::is_target_or_member(target, name)))
     }
 
     /// Whether all targets that it requires are among those of a configuration.
@@ -121,61 +190,11 @@ impl Generation {
         known.is_none_or(|known| required.all(|name| known.contains(name)))
     }
 
-    /// Asks it about a request. Guest code runs on the calling thread and is ended at the deadline; `worker` says whose
-    /// warm instances to use, `0..workers` of [`Engine::new`]. What the guest asks of the body arrives at the other end
-    /// of `body`, and must be served while this future is polled.
-    ///
-    /// # Errors
-    /// The instance that failed is gone, and nothing else is changed; [`Generation::on_error`] decides.
-    ///
-    /// # Cancel safety
-    /// Dropping it ends the guest where it is, and its instance with it.
-    pub async fn on_request(
-        &self,
-        worker: usize,
-        request: &Arc<Request>,
-        body: &BodyPort,
-    ) -> Result<Decision, PolicyError> {
-        let call = || Call { request: Arc::clone(request), body: body.clone() };
-        let deadline = self.proven.template.deadline(self.options.deadline);
-        let mut instance = match self.take_idle(worker) {
-            Some(instance) => instance,
-            None => self.proven.template.instantiate(deadline).await?,
-        };
-        let given = match instance.on_request(call(), deadline).await {
-            // A trap may be the fault of what an earlier request left behind.
-            Err(PolicyError::Trap { .. }) if instance.is_repeatable() => {
-                let deadline = instance.deadline();
-                drop(instance);
-                instance = self.proven.template.instantiate(deadline).await?;
-                instance.on_request(call(), deadline).await?
-            }
-            given => given?,
-        };
-        let decision = bindings::decision(given, self.options.decision_bytes_max)?;
-        self.keep(worker, instance);
-        Ok(decision)
-    }
-
-    /// The same for a policy that never suspends ([`Generation::reads_body`] is false): without a future, which would take
-    /// room in the task of every request.
-    ///
-    /// # Errors
-    /// As [`Generation::on_request`].
-    pub fn on_request_at_once(&self, worker: usize, request: &Arc<Request>) -> Result<Decision, PolicyError> {
-        let body = BodyPort::empty();
-        let mut decision = std::pin::pin!(self.on_request(worker, request, &body));
-        match decision.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(decision) => decision,
-            Poll::Pending => Err(PolicyError::Exhausted("a policy that cannot suspend did".to_owned())),
-        }
-    }
-
-    fn take_idle(&self, worker: usize) -> Option<Instance> {
+    pub(super) fn take_idle(&self, worker: usize) -> Option<Instance> {
         self.pool(worker).lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    fn keep(&self, worker: usize, instance: Instance) {
+    pub(super) fn keep(&self, worker: usize, instance: Instance) {
         if instance.calls() >= self.reuse_max {
             return;
         }

@@ -20,8 +20,14 @@ use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
+use super::prove::{COMPLETE_HOOK, CONNECTION_HOOK, FAILURE_HOOK, RESPONSE_HOOK};
+use super::status::{Alive, Tally};
+use super::services::Services;
+use super::shared::Registry;
+use crate::metrics::Exposition;
 use super::preview1;
 use super::stdio::{Standard, Stdio};
+use super::{cache, wasi};
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -34,6 +40,7 @@ struct Machine {
     wasmtime: wasmtime::Engine,
     linker: Linker<State>,
     ticker: Ticker,
+    registry: Arc<Registry>,
     workers: usize,
 }
 
@@ -43,6 +50,8 @@ pub(super) struct State {
     stdio: Stdio,
     memory: MemoryLimit,
     decision_bytes_max: usize,
+    /// Of WASI's resources, in the guest's hands.
+    pub(super) handles: u64,
 }
 
 impl State {
@@ -65,13 +74,29 @@ impl Engine {
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let wasmtime = wasmtime::Engine::new(&limits::config(workers)).map_err(fault)?;
+        let mut config = limits::config(workers);
+        config.cache(cache::open());
+        let wasmtime = wasmtime::Engine::new(&config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
         preview1::add_to_linker(&mut linker).map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
-        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1) })))
+        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, registry: Arc::default(), workers: workers.max(1) })))
+    }
+
+    /// What policies may ask of the gateway from here on.
+    pub fn connect(&self, services: Services) {
+        self.0.registry.connect(services);
+    }
+
+    /// Adds what policies have counted.
+    pub fn expose(&self, out: &mut Exposition) {
+        self.0.registry.expose(out);
+    }
+
+    pub(super) fn registry(&self) -> &Arc<Registry> {
+        &self.0.registry
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -79,8 +104,12 @@ impl Engine {
     }
 
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, LoadError> {
-        Component::from_binary(&self.0.wasmtime, component)
-            .map_err(|error| LoadError::new(Stage::Compile, format!("{error:#}")))
+        Component::from_binary(&self.0.wasmtime, component).map_err(|error| {
+            let said = format!("{error:#}");
+            // What WASI 0.3 added to components is what the engine does without.
+            let remedy = if said.contains("component model async") { "; build for WASI 0.2" } else { "" };
+            LoadError::new(Stage::Compile, said + remedy)
+        })
     }
 }
 
@@ -106,17 +135,24 @@ pub(super) struct Template {
     engine: Engine,
     pre: InstancePre<State>,
     identity: Arc<Identity>,
+    tally: Arc<Tally>,
     exports: Exports,
     limits: Limits,
     /// Whether it imports something that waits. Only then do its calls run on a stack of their own.
     suspends: bool,
 }
 
+/// The hooks that a module exports.
 #[derive(Clone, Copy)]
-struct Exports {
+pub(super) struct Exports {
     on_request: ComponentExportIndex,
     configure: Option<ComponentExportIndex>,
     self_test: Option<ComponentExportIndex>,
+    pub(super) on_complete: Option<ComponentExportIndex>,
+    pub(super) on_connect: Option<ComponentExportIndex>,
+    pub(super) on_handoff_failed: Option<ComponentExportIndex>,
+    pub(super) on_response: Option<ComponentExportIndex>,
+    pub(super) on_tick: Option<ComponentExportIndex>,
 }
 
 impl Template {
@@ -126,22 +162,30 @@ impl Template {
         engine: &Engine,
         component: &Component,
         identity: Arc<Identity>,
+        tally: Arc<Tally>,
         limits: Limits,
         suspends: bool,
     ) -> Result<Self, LoadError> {
-        let pre = engine
-            .0
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LoadError::new(Stage::Imports, format!("{error:#}")))?;
+        let fault = |error: wasmtime::Error| LoadError::new(Stage::Imports, format!("{error:#}"));
+        let linker = wasi::linker(&engine.0.linker, component).map_err(fault)?;
+        let pre = linker.as_ref().unwrap_or(&engine.0.linker).instantiate_pre(component).map_err(fault)?;
         let on_request = hook(component, REQUEST_HOOK, "on-request")
             .ok_or_else(|| LoadError::new(Stage::Exports, "exports an empty request-hook"))?;
         let exports = Exports {
             on_request,
             configure: hook(component, LIFECYCLE, "configure"),
             self_test: hook(component, LIFECYCLE, "self-test"),
+            on_complete: hook(component, COMPLETE_HOOK, "on-complete"),
+            on_connect: hook(component, CONNECTION_HOOK, "on-connect"),
+            on_handoff_failed: hook(component, FAILURE_HOOK, "on-handoff-failed"),
+            on_response: hook(component, RESPONSE_HOOK, "on-response"),
+            on_tick: hook(component, LIFECYCLE, "on-tick"),
         };
-        Ok(Self { engine: engine.clone(), pre, identity, exports, limits, suspends })
+        Ok(Self { engine: engine.clone(), pre, identity, tally, exports, limits, suspends })
+    }
+
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
     }
 
     pub(super) fn suspends(&self) -> bool {
@@ -155,11 +199,33 @@ impl Template {
 
     /// Makes an instance; start functions run, for as long as `deadline` allows.
     pub(super) async fn instantiate(&self, deadline: Deadline) -> Result<Instance, PolicyError> {
-        let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
+        if !self.suspends {
+            return self.instantiate_at_once(deadline);
+        }
+        let mut store = self.store(deadline);
+        let running = self.engine.0.ticker.run();
+        let instance = self.pre.instantiate_async(&mut store).await;
+        drop(running);
+        self.instance(store, instance)
+    }
+
+    /// The same for a module that [never suspends](Self::suspends).
+    pub(super) fn instantiate_at_once(&self, deadline: Deadline) -> Result<Instance, PolicyError> {
+        let mut store = self.store(deadline);
+        let running = self.engine.0.ticker.run();
+        let instance = self.pre.instantiate(&mut store);
+        drop(running);
+        self.instance(store, instance)
+    }
+
+    fn store(&self, deadline: Deadline) -> Store<State> {
+        let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false, callouts: 0 };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
-        let mut store =
-            Store::new(&self.engine.0.wasmtime, State { imports, stdio: Stdio::default(), memory, decision_bytes_max });
+        let mut store = Store::new(
+            &self.engine.0.wasmtime,
+            State { imports, stdio: Stdio::default(), memory, decision_bytes_max, handles: 0 },
+        );
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(decision_bytes_max.saturating_mul(2).saturating_add(HOST_CALL_BYTES_BASE));
         store.epoch_deadline_callback(|context| match context.data().imports.deadline.ticks() {
@@ -167,10 +233,14 @@ impl Template {
             ticks => Ok(UpdateDeadline::Continue(ticks)),
         });
         store.set_epoch_deadline(deadline.ticks());
-        let running = self.engine.0.ticker.run();
-        let instance =
-            if self.suspends { self.pre.instantiate_async(&mut store).await } else { self.pre.instantiate(&mut store) };
-        drop(running);
+        store
+    }
+
+    fn instance(
+        &self,
+        mut store: Store<State>,
+        instance: wasmtime::Result<wasmtime::component::Instance>,
+    ) -> Result<Instance, PolicyError> {
         store.data_mut().flush();
         let on_request = instance.and_then(|instance| {
             Ok((instance, instance.get_typed_func::<(), (types::Decision,)>(&mut store, self.exports.on_request)?))
@@ -184,6 +254,7 @@ impl Template {
                 engine: self.engine.clone(),
                 suspends: self.suspends,
                 calls: 0,
+                _alive: Alive::begin(&self.tally),
             }),
             Err(error) => Err(failure(&store, &error)),
         }
@@ -211,17 +282,70 @@ pub(super) struct Instance {
     engine: Engine,
     suspends: bool,
     calls: u32,
+    _alive: Alive,
+}
+
+/// One call of a hook: what it is called with, and the request that its imports show.
+pub(super) struct Question<P, R> {
+    /// Its name in `wit/policy.wit`.
+    pub(super) hook: &'static str,
+    pub(super) function: fn(&mut Instance) -> Result<TypedFunc<P, R>, PolicyError>,
+    pub(super) given: P,
+    pub(super) call: Option<Call>,
 }
 
 impl Instance {
-    /// Calls `on-request`.
-    pub(super) async fn on_request(&mut self, call: Call, deadline: Deadline) -> Result<types::Decision, PolicyError> {
-        self.store.data_mut().imports.call = Some(call);
-        let function = self.on_request;
-        let (decision,) = self.call(function, (), deadline).await?;
+    /// The function `on-request`, which every policy has.
+    pub(super) fn on_request(&mut self) -> Result<TypedFunc<(), (types::Decision,)>, PolicyError> {
+        Ok(self.on_request)
+    }
+
+    /// One of the functions that a policy may have.
+    pub(super) fn hook<P, R>(
+        &mut self,
+        which: fn(&Exports) -> Option<ComponentExportIndex>,
+    ) -> Result<TypedFunc<P, R>, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let absent = || BadValue::Malformed("there is no such hook".to_owned());
+        let index = which(&self.exports).ok_or_else(absent)?;
+        self.typed(index)
+    }
+
+    /// Asks it.
+    pub(super) async fn ask<P, R>(&mut self, question: &Question<P, R>, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Copy + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let function = self.begin(question)?;
+        let answer = self.call(function, question.given, deadline).await;
+        self.end(answer)
+    }
+
+    /// The same, for a module that [never suspends](Template::suspends).
+    pub(super) fn ask_at_once<P, R>(&mut self, question: &Question<P, R>, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Copy + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let function = self.begin(question)?;
+        let answer = self.call_at_once(function, question.given, deadline);
+        self.end(answer)
+    }
+
+    fn begin<P, R>(&mut self, question: &Question<P, R>) -> Result<TypedFunc<P, R>, PolicyError> {
+        self.store.data_mut().imports.call.clone_from(&question.call);
+        (question.function)(self)
+    }
+
+    fn end<R>(&mut self, answer: Result<R, PolicyError>) -> Result<R, PolicyError> {
+        // Whoever asks gets the request back.
         self.store.data_mut().imports.call = None;
         self.calls += 1;
-        Ok(decision)
+        answer
     }
 
     /// Calls `configure`; `None` when the module has none.
@@ -247,7 +371,7 @@ impl Instance {
         self.call(function, (), deadline).await.map(|(answer,)| answer)
     }
 
-    /// How many requests it has decided.
+    /// How often it was asked.
     pub(super) fn calls(&self) -> u32 {
         self.calls
     }
@@ -260,6 +384,11 @@ impl Instance {
     /// That of the last call; put off when the guest had to wait for us.
     pub(super) fn deadline(&self) -> Deadline {
         self.store.data().imports.deadline
+    }
+
+    /// WASI's resources that the guest has, and that no other instance would know.
+    pub(super) fn handles(&self) -> u64 {
+        self.store.data().handles
     }
 
     /// Lifts the limits on memory and on what is passed, for the accessors that a snapshot is read with.
@@ -302,7 +431,12 @@ impl Instance {
         self.typed(index)
     }
 
-    fn typed<P, R>(&mut self, index: ComponentExportIndex) -> Result<TypedFunc<P, R>, PolicyError>
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
+    /// The function at `index`, if it has that type.
+    pub(super) fn typed<P, R>(&mut self, index: ComponentExportIndex) -> Result<TypedFunc<P, R>, PolicyError>
     where
         P: ComponentNamedList + Lower + Send + Sync,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
@@ -316,19 +450,36 @@ impl Instance {
         P: ComponentNamedList + Lower + Send + Sync,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
     {
-        let imports = &mut self.store.data_mut().imports;
-        imports.deadline = deadline;
-        imports.spoke = false;
-        self.store.set_epoch_deadline(deadline.ticks());
+        if !self.suspends {
+            return self.call_at_once(function, given, deadline);
+        }
+        self.set_deadline(deadline);
         let running = self.engine.0.ticker.run();
-        let result = if self.suspends {
-            function.call_async(&mut self.store, given).await
-        } else {
-            function.call(&mut self.store, given)
-        };
+        let result = function.call_async(&mut self.store, given).await;
         drop(running);
         self.store.data_mut().flush();
         result.map_err(|error| failure(&self.store, &error))
+    }
+
+    fn call_at_once<P, R>(&mut self, function: TypedFunc<P, R>, given: P, deadline: Deadline) -> Result<R, PolicyError>
+    where
+        P: ComponentNamedList + Lower + Send + Sync,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        self.set_deadline(deadline);
+        let running = self.engine.0.ticker.run();
+        let result = function.call(&mut self.store, given);
+        drop(running);
+        self.store.data_mut().flush();
+        result.map_err(|error| failure(&self.store, &error))
+    }
+
+    fn set_deadline(&mut self, deadline: Deadline) {
+        let imports = &mut self.store.data_mut().imports;
+        imports.deadline = deadline;
+        imports.spoke = false;
+        imports.callouts = 0;
+        self.store.set_epoch_deadline(deadline.ticks());
     }
 }
 

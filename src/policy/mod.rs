@@ -15,35 +15,60 @@
 //! `reuse_max`. Nothing of a request stays in an instance but what the module itself put into its memory.
 //!
 //! Deliberately absent: this module holds no client and no socket, and the linker offers none. The beginning of a body
-//! comes through [`BodyPort`], from whoever owns the client. No precompiled code is loaded from anywhere.
+//! comes through [`BodyPort`], from whoever owns the client; callouts and the state of targets come through
+//! [`Services`], from whoever owns those. Of WASI there are clocks, random bytes, and a log behind standard output and
+//! error (`preview1`, `wasi`): no files, no sockets. Compiled code is loaded from a private folder of our own (`cache`)
+//! and from nowhere else.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 
 mod bindings;
 mod body;
+mod breaker;
+mod cache;
 mod componentize;
 mod core;
 mod epoch;
 mod error;
 mod generation;
+mod hooks;
 mod host;
 mod imports;
 mod limits;
+mod metrics;
 mod preview1;
 mod prove;
 mod reload;
+mod secret;
+mod services;
+mod shared;
 mod snapshot;
+mod status;
 mod stdio;
+mod store;
+mod tick;
+mod wasi;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
-pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
+pub use breaker::{BreakerOptions, BreakerState};
+pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, RollbackError, Stage};
 pub use generation::{Digest, Generation};
+pub use hooks::{Admittance, Completion, FailureStage, HandoffFailure, Summary, UpstreamHead};
 pub use host::Engine;
 pub use reload::Watcher;
+pub use secret::Secret;
+pub use services::{
+    Callout, CalloutAnswer, CalloutError, Callouts, Fetching, Health, Services, Strategy, TargetStatus, Targets,
+};
+pub use status::{LastError, LastReload, Status};
+
+use status::Tally;
+use tick::Ticks;
 
 /// What decides when the policy itself fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +107,20 @@ pub struct Options {
     pub decision_bytes_max: usize,
     /// Lines that it may log; more are counted and left out.
     pub log_lines_per_second_max: u32,
+    /// When it is not asked any more for a while.
+    pub breaker: BreakerOptions,
+    /// By the names that `config.secret` is asked for.
+    pub secrets: BTreeMap<String, Secret>,
+    /// What its callouts may reach.
+    pub upstreams: Vec<String>,
+    /// Of all of its metrics together, in this process.
+    pub metric_series_max: usize,
+    /// Keys, values and what they cost beside.
+    pub store_bytes_max: usize,
+    /// Callouts of one hook.
+    pub callouts_max: u32,
+    /// Fields and body of one answer to a callout.
+    pub callout_bytes_max: usize,
 }
 
 impl Options {
@@ -100,6 +139,13 @@ impl Options {
             known_targets: None,
             decision_bytes_max: 1 << 20,
             log_lines_per_second_max: 100,
+            breaker: BreakerOptions::default(),
+            secrets: BTreeMap::new(),
+            upstreams: Vec::new(),
+            metric_series_max: 1000,
+            store_bytes_max: 16 << 20,
+            callouts_max: 8,
+            callout_bytes_max: 1 << 20,
         }
     }
 
@@ -115,9 +161,39 @@ pub struct Policy {
     engine: Engine,
     options: Options,
     current: ArcSwap<Generation>,
-    /// The failure that was said last, and the content that it was about. Held for the whole of a reload, so that there
-    /// is one at a time.
-    last_failure: Mutex<Option<(Option<Digest>, LoadError)>>,
+    tally: Arc<Tally>,
+    /// Held for the whole of a reload, so that there is one at a time.
+    history: Mutex<History>,
+    last_reload: Mutex<Option<LastReload>>,
+    ticks: Mutex<Ticking>,
+}
+
+/// What came before the generation in force.
+#[derive(Clone, Debug, Default)]
+struct History {
+    /// The highest number that was given.
+    number: u64,
+    /// The last generation of another digest.
+    before: Option<Past>,
+    /// What was rolled back from; not loaded again until the file is another one.
+    left: Option<Digest>,
+    /// The failure that was said last, and the content that it was about.
+    last_failure: Option<(Option<Digest>, LoadError)>,
+}
+
+#[derive(Clone, Debug)]
+struct Past {
+    number: u64,
+    file: Arc<[u8]>,
+}
+
+/// Ticks belong to the generation in force of a policy in force.
+#[derive(Debug, Default)]
+enum Ticking {
+    /// Its configuration is not in force.
+    #[default]
+    NotYet,
+    InForce(#[expect(dead_code, reason = "dropped, it ends")] Option<Ticks>),
 }
 
 /// What a reload did.
@@ -142,11 +218,18 @@ impl Policy {
     /// # Errors
     /// The module cannot be used; nothing is changed and nothing logged.
     pub fn load(engine: &Engine, options: Options, previous: Option<&Self>) -> Result<Self, LoadError> {
-        let file = read(&options)?;
-        let before = previous.map(Self::current);
+        let mut file = read(&options)?;
+        let mut history = previous.map(|policy| policy.history().clone()).unwrap_or_default();
+        let (before, tally) = previous.map(|policy| (policy.current(), Arc::clone(&policy.tally))).unzip();
+        let tally = tally.unwrap_or_default();
+        match &before {
+            Some(before) if history.left == Some(Digest::of(&file)) => file = Arc::clone(before.file()),
+            _ => history.left = None,
+        }
+        let digest = Digest::of(&file);
         let generation = match before {
             Some(before)
-                if before.digest() == Digest::of(&file)
+                if before.digest() == digest
                     && before.fits(options.known_targets.as_deref())
                     && previous
                         .is_some_and(|p| p.engine == *engine && p.options.differ_only_in_known_targets(&options)) =>
@@ -154,12 +237,28 @@ impl Policy {
                 before
             }
             before => {
-                let number = before.map_or(0, |before| before.number()) + 1;
-                Arc::new(Generation::prove(engine, &options, number, &file)?)
+                let generation = Generation::prove(engine, &options, history.number + 1, file, &tally)?;
+                history.follow(before.as_deref(), &generation);
+                Arc::new(generation)
             }
         };
-        let current = ArcSwap::new(generation);
-        Ok(Self { engine: engine.clone(), options, current, last_failure: Mutex::default() })
+        Ok(Self {
+            engine: engine.clone(),
+            options,
+            current: ArcSwap::new(generation),
+            tally,
+            history: Mutex::new(history),
+            last_reload: Mutex::new(previous.and_then(|policy| policy.last_reload())),
+            ticks: Mutex::default(),
+        })
+    }
+
+    /// Its configuration is in force from now on: background work begins.
+    pub fn begin(&self) {
+        let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*ticks, Ticking::NotYet) {
+            *ticks = Ticking::InForce(Ticks::begin(&self.current()));
+        }
     }
 
     /// Reads the file again, and swaps the generation if it is another and can be used. Blocking: call it off the
@@ -168,32 +267,64 @@ impl Policy {
     /// # Errors
     /// The file cannot be used; the generation in force stays so.
     pub fn reload(&self) -> Result<Reload, LoadError> {
-        let mut last_failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = self.history();
         let before = self.current();
         let (policy, from) = (&*self.options.name, before.number());
         let read = read(&self.options);
         let digest = read.as_ref().ok().map(|file| Digest::of(file));
-        if digest == Some(before.digest()) {
-            *last_failure = None;
+        if digest.is_some() && digest == history.left {
             return Ok(Reload::Unchanged);
         }
-        match read.and_then(|file| Generation::prove(&self.engine, &self.options, from + 1, &file)) {
+        if digest.is_some() {
+            history.left = None;
+        }
+        if digest == Some(before.digest()) {
+            history.last_failure = None;
+            return Ok(Reload::Unchanged);
+        }
+        let number = history.number + 1;
+        match read.and_then(|file| Generation::prove(&self.engine, &self.options, number, file, &self.tally)) {
             Ok(generation) => {
                 let to = generation.number();
-                self.current.store(Arc::new(generation));
-                *last_failure = None;
+                history.follow(Some(&before), &generation);
+                history.last_failure = None;
+                self.swap(generation);
                 tracing::info!(policy, from, to, "policy reloaded");
                 Ok(Reload::Swapped { from, to })
             }
             Err(error) => {
                 let failure = Some((digest, error.clone()));
-                if *last_failure != failure {
+                if history.last_failure != failure {
                     tracing::warn!(policy, generation = from, "policy not reloaded, generation {from} stays: {error}");
-                    *last_failure = failure;
+                    history.last_failure = failure;
+                    self.set_last_reload(Err(error.clone()));
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Puts the last generation of another digest into force again, proved anew. It stays until the file is another one
+    /// than was rolled back from. Blocking: call it off the workers.
+    ///
+    /// # Errors
+    /// There is none before, or it cannot be used any more; the generation in force stays so.
+    pub fn rollback(&self) -> Result<Reload, RollbackError> {
+        let mut history = self.history();
+        let current = self.current();
+        let (policy, from) = (&*self.options.name, current.number());
+        let Some(Past { number, file }) = history.before.clone() else { return Err(RollbackError::NothingBefore) };
+        let generation = Generation::prove(&self.engine, &self.options, number, file, &self.tally)?;
+        let to = generation.number();
+        (history.before, history.left, history.last_failure) = (None, Some(current.digest()), None);
+        self.swap(generation);
+        tracing::info!(policy, from, to, "policy rolled back");
+        Ok(Reload::Swapped { from, to })
+    }
+
+    /// The machine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// What the configuration says of it.
@@ -205,11 +336,74 @@ impl Policy {
     pub fn current(&self) -> Arc<Generation> {
         self.current.load_full()
     }
+
+    /// How it is now. Never waits for a reload.
+    pub fn status(&self) -> Status {
+        let generation = self.current();
+        Status {
+            name: Arc::clone(generation.policy()),
+            generation: generation.number(),
+            digest: generation.digest(),
+            loaded_at: generation.loaded_at(),
+            hooks: generation.hooks().to_vec(),
+            imports: generation.imports().to_vec(),
+            instances: self.tally.instances(),
+            traps: self.tally.traps(),
+            breaker: generation.breaker(),
+            last_error: self.tally.last_error(),
+            last_reload: self.last_reload(),
+        }
+    }
+
+    fn swap(&self, generation: Generation) {
+        let number = generation.number();
+        let generation = Arc::new(generation);
+        self.current.store(Arc::clone(&generation));
+        let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*ticks, Ticking::InForce(_)) {
+            // The old one first: two of them would do the same work.
+            *ticks = Ticking::InForce(None);
+            *ticks = Ticking::InForce(Ticks::begin(&generation));
+        }
+        self.set_last_reload(Ok(number));
+    }
+
+    fn set_last_reload(&self, result: Result<u64, LoadError>) {
+        let last = LastReload { at: SystemTime::now(), result };
+        *self.last_reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+    }
+
+    fn last_reload(&self) -> Option<LastReload> {
+        self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl History {
+    /// `next` comes into force behind `before`.
+    fn follow(&mut self, before: Option<&Generation>, next: &Generation) {
+        self.number = next.number();
+        if let Some(before) = before.filter(|before| before.digest() != next.digest()) {
+            self.before = Some(Past { number: before.number(), file: Arc::clone(before.file()) });
+        }
+    }
+}
+
+/// Whether `named` is the target of that name, or one of its members, which are called `NAME/INDEX`: whoever may name all of
+/// them may name each.
+fn is_target_or_member(named: &str, target: &str) -> bool {
+    let Some(rest) = named.strip_prefix(target) else { return false };
+    let is_index = |index: &str| !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit());
+    rest.is_empty() || !target.starts_with('/') && rest.strip_prefix('/').is_some_and(is_index)
 }
 
 /// The whole file in memory: it may be written to while it is looked at.
-fn read(options: &Options) -> Result<Vec<u8>, LoadError> {
+fn read(options: &Options) -> Result<Arc<[u8]>, LoadError> {
     std::fs::read(&options.module)
+        .map(Arc::from)
         .map_err(|error| LoadError::new(Stage::Read, format!("{}: {error}", options.module.display())))
 }
 

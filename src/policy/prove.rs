@@ -13,31 +13,46 @@ use wasmtime::component::types::ComponentItem;
 use super::Options;
 use super::bindings::Requirements;
 use super::body::BodyPort;
-use super::componentize::{self, LIFECYCLE, WASI_REMEDY};
+use super::componentize::{self, FOREIGN_REMEDY, LIFECYCLE, REQUEST_HOOK, VERSION_REMEDY, WASI_REMEDY};
 use super::epoch::Deadline;
 use super::error::{LoadError, PolicyError, Stage};
+use super::hooks;
 use super::host::{self, Engine, Instance, Template};
 use super::imports::{Call, Identity};
 use super::limits::Limits;
 use super::preview1;
 use super::snapshot;
+use super::status::Tally;
+use super::wasi;
 use crate::http::head::{self, RequestHead};
 use crate::request::{Id, Origin, Peer, Request};
 
 /// Everything that a module may export, and whether this version calls it.
 const HOOKS: [(&str, &str, Called); 8] = [
-    ("baton:policy/connection-hook@0.1.0", "on-connect", Called::Later),
-    ("baton:policy/request-hook@0.1.0", "on-request", Called::Now),
-    ("baton:policy/response-hook@0.1.0", "on-response", Called::Later),
-    ("baton:policy/failure-hook@0.1.0", "on-handoff-failed", Called::Later),
-    ("baton:policy/complete-hook@0.1.0", "on-complete", Called::Later),
-    ("baton:policy/lifecycle@0.1.0", "configure", Called::Now),
-    ("baton:policy/lifecycle@0.1.0", "on-tick", Called::Later),
-    ("baton:policy/lifecycle@0.1.0", "self-test", Called::Now),
+    (CONNECTION_HOOK, "on-connect", Called::Now),
+    (REQUEST_HOOK, "on-request", Called::Now),
+    (RESPONSE_HOOK, "on-response", Called::Later),
+    (FAILURE_HOOK, "on-handoff-failed", Called::Now),
+    (COMPLETE_HOOK, "on-complete", Called::Now),
+    (LIFECYCLE, "configure", Called::Now),
+    (LIFECYCLE, "on-tick", Called::Now),
+    (LIFECYCLE, "self-test", Called::Now),
 ];
 
+/// `on-connect`.
+pub(super) const CONNECTION_HOOK: &str = "baton:policy/connection-hook@0.1.0";
+/// `on-response`.
+pub(super) const RESPONSE_HOOK: &str = "baton:policy/response-hook@0.1.0";
+/// `on-handoff-failed`.
+pub(super) const FAILURE_HOOK: &str = "baton:policy/failure-hook@0.1.0";
+/// `on-complete`.
+pub(super) const COMPLETE_HOOK: &str = "baton:policy/complete-hook@0.1.0";
+
 /// Interfaces of the contract that can be imported.
-const OFFERED: [&str; 4] = ["types", "request", "log", "config"];
+const OFFERED: [&str; 11] =
+    ["types", "request", "response", "log", "metrics", "config", "clock", "random", "store", "targets", "callout"];
+/// Functions of theirs that wait.
+const WAITING: [(&str, &str); 2] = [("request", "body-prefix"), ("callout", "fetch")];
 /// The contract's own version.
 const VERSION: &str = "0.1.0";
 
@@ -53,8 +68,17 @@ pub(super) struct Proven {
     pub(super) template: Template,
     /// Names of the hooks that it exports, as in `wit/policy.wit`.
     pub(super) hooks: Vec<&'static str>,
+    /// Names of the interfaces that it imports.
+    pub(super) imports: Vec<String>,
     /// What `configure` asked for.
     pub(super) requirements: Option<Requirements>,
+}
+
+impl Proven {
+    /// The interval of its ticks, where it asked for any.
+    pub(super) fn tick_ms(&self) -> Option<u32> {
+        self.requirements.as_ref().map(|requirements| requirements.tick_interval_ms).filter(|&ms| ms > 0)
+    }
 }
 
 /// Proves the module in `file`.
@@ -62,6 +86,7 @@ pub(super) fn prove(
     engine: &Engine,
     options: &Options,
     identity: &Arc<Identity>,
+    tally: &Arc<Tally>,
     file: &[u8],
 ) -> Result<Proven, LoadError> {
     let plain = componentize::componentize(file)?;
@@ -74,9 +99,12 @@ pub(super) fn prove(
     let suspends = check_imports(&component)?;
     let hooks = find_hooks(&component)?;
     let limits = Limits { memory_bytes_max: options.memory_bytes_max, decision_bytes_max: options.decision_bytes_max };
-    let template = |component: &Component| Template::new(engine, component, Arc::clone(identity), limits, suspends);
+    let template = |component: &Component| {
+        Template::new(engine, component, Arc::clone(identity), Arc::clone(tally), limits, suspends)
+    };
     let configures = hooks.contains(&"configure");
-    let mut proven = Proven { template: template(&component)?, hooks, requirements: None };
+    let imports = component.component_type().imports(component.engine()).map(|(name, _)| name.to_owned()).collect();
+    let mut proven = Proven { template: template(&component)?, hooks, imports, requirements: None };
     let mut deadline = Deadline::after(options.configure_deadline);
     match prepared {
         Some(prepared) if configures => {
@@ -92,7 +120,9 @@ pub(super) fn prove(
         Some(Ok(_)) => proven.template = template(&engine.compile(&plain)?)?,
         _ => {}
     }
+    identity.set_configured();
     let mut instance = now(proven.template.instantiate(deadline)).map_err(stage(Stage::Instantiate))?;
+    hooks::check_types(&mut instance).map_err(stage(Stage::Exports))?;
     match now(instance.self_test(test_call(), deadline)).map_err(stage(Stage::SelfTest))? {
         Ok(()) => Ok(proven),
         Err(fault) => Err(LoadError::new(Stage::SelfTest, fault)),
@@ -112,12 +142,10 @@ fn configure(
     }
 }
 
-/// Names of exported hooks that this version does not call, though the module expects it. Whoever exports `lifecycle` as a
-/// whole has `on-tick` too, and expects it to be called only where it asked for an interval.
+/// Names of exported hooks that this version does not call.
 pub(super) fn uncalled(proven: &Proven) -> Vec<&'static str> {
-    let ticks = proven.requirements.as_ref().is_some_and(|r| r.tick_interval_ms > 0);
     let later = |name: &&str| HOOKS.iter().any(|(_, hook, called)| hook == name && *called == Called::Later);
-    proven.hooks.iter().copied().filter(later).filter(|name| *name != "on-tick" || ticks).collect()
+    proven.hooks.iter().copied().filter(later).collect()
 }
 
 fn stage(stage: Stage) -> impl Fn(PolicyError) -> LoadError {
@@ -139,19 +167,23 @@ fn check_imports(component: &Component) -> Result<bool, LoadError> {
         if name == preview1::INTERFACE {
             continue;
         }
+        if wasi::is_offered(name) {
+            continue;
+        }
         let Some(rest) = name.strip_prefix("baton:policy/") else {
-            let wasi = name.starts_with("wasi:");
-            return refuse(if wasi { WASI_REMEDY } else { "the gateway offers the interfaces of wit/policy.wit only" });
+            let remedy = if name.starts_with("wasi:") { WASI_REMEDY } else { FOREIGN_REMEDY };
+            return refuse(remedy);
         };
         let (interface, version) = rest.split_once('@').unwrap_or((rest, ""));
         if version != VERSION {
-            return refuse("this version of the gateway speaks baton:policy@0.1.0; build against its wit/policy.wit");
+            return refuse(VERSION_REMEDY);
         }
         if !OFFERED.contains(&interface) {
             return refuse("this version of the gateway does not offer that interface yet; do without it");
         }
         if let ComponentItem::ComponentInstance(instance) = import.ty {
-            suspends |= interface == "request" && instance.get_export(engine, "body-prefix").is_some();
+            let is_there = |function: &str| instance.get_export(engine, function).is_some();
+            suspends |= WAITING.iter().any(|(of, function)| *of == interface && is_there(function));
         }
     }
     Ok(suspends)
@@ -174,10 +206,15 @@ fn test_call() -> Call {
     let head = RequestHead::parse(text, head::Limits::default()).expect("this head is well-formed");
     let peer = Peer::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let origin = Origin { peer, local: "127.0.0.1:0".into(), listener: "self-test".into() };
-    Call { request: Arc::new(Request::new(Id::new(), head, Arc::new(origin), None)), body: BodyPort::empty() }
+    Call {
+        request: Arc::new(Request::new(Id::new(), head, Arc::new(origin), None)),
+        body: BodyPort::empty(),
+        response: None,
+    }
 }
 
-/// Runs a future that has nothing to wait for: the only import that waits is `body-prefix`, and the body here is empty.
+/// Runs a future that has nothing to wait for: of the imports that wait, `body-prefix` finds an empty body here, and a
+/// callout is not allowed.
 fn now<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

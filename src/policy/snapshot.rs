@@ -32,6 +32,15 @@ pub(super) fn prepare(component: &[u8]) -> Result<Prepared<'_>, LoadError> {
 impl Prepared<'_> {
     /// The component as `instance`, which is one of the instrumented component, has made it.
     pub(super) async fn take(&self, instance: &mut Instance) -> Result<Vec<u8>, LoadError> {
+        // A library keeps the number of a stream that it has used, and a new instance knows no such number.
+        if instance.handles() > 0 {
+            let reason = "it has opened standard output or error, and would write to what later instances do not have";
+            let remedy = "print in hooks only, or use log.write";
+            return Err(LoadError::new(
+                Stage::Configure,
+                format!("the state after configure cannot be kept: {reason}; {remedy}"),
+            ));
+        }
         instance.open_for_snapshot();
         let mut reader = Reader { instance, fault: None };
         let component = self.wizer.snapshot_component(&self.context, &mut reader).await;

@@ -175,8 +175,8 @@ fn a_module_that_is_not_ready_is_refused_and_says_why() {
     assert!(said.starts_with("instantiate: trap: wasm `unreachable` instruction executed at begin"), "{said}");
     let said = refused("needs_memory");
     assert!(said.contains("memory_max of 33554432 bytes was reached: 67108864 bytes were wanted"), "{said}");
-    let said = refused("wants_store");
-    assert!(said.starts_with("imports: imports baton:policy/store@0.1.0: this version"), "{said}");
+    let said = refused("wants_response");
+    assert!(said.starts_with("imports: imports baton:policy/response@0.1.0: this version"), "{said}");
     assert!(refused("wrong_world").starts_with("exports: "));
     let said = refused("absent");
     assert!(said.starts_with("read: ") && said.contains("absent.wat"), "{said}");
@@ -208,7 +208,125 @@ fn configure_is_ended_at_its_own_deadline() {
 
 #[test]
 fn hooks_for_later_are_accepted_and_listed() {
-    assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]);
+    let lines = logged(|| assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]));
+    assert!(lines.len() == 1 && lines[0].contains("does not call: on-response"), "{lines:#?}");
+}
+
+#[test]
+fn a_hook_of_another_type_than_the_contracts_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = folder.path().join("p.wat");
+    let text = fs::read_to_string(options("many_hooks").module).expect("a guest");
+    for (hook, wrong) in [("on_tick\")", "on_tick\") (param i32)"), ("(param i32 i32) (result i32)", "(param i32)")] {
+        assert!(text.contains(hook));
+        fs::write(&module, text.replace(hook, wrong)).expect("written");
+        let said = Policy::load(&ENGINE, Options::new("gate", module.clone()), None).expect_err(wrong).to_string();
+        assert!(said.starts_with("componentize: ") || said.starts_with("exports: "), "{said}");
+    }
+}
+
+#[test]
+fn an_upstreams_head_is_seen_in_on_response_only() {
+    let generation = load("sees_response").current();
+    let request = request("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let fields = vec![Field { name: "x-socket-handoff".into(), value: b"/run/a.sock".to_vec() }];
+    let elapsed = Duration::from_micros(250);
+    let response = Arc::new(UpstreamHead { status: 207, fields, upstream: "app".into(), elapsed });
+    let asked = block_on(generation.on_response(0, &request, &BodyPort::empty(), &response, b"carried"));
+    let decision = asked.expect("it decides");
+    let Action::Respond(respond) = decision.action else { panic!("not an answer") };
+    assert_eq!((respond.status, &*respond.body, &*decision.carry), (207, &b"/run/a.sock"[..], &b"carried"[..]));
+    let said = decide(&generation).expect_err("there is no response yet").to_string();
+    assert!(said.contains("response.status was called outside of on-response"), "{said}");
+}
+
+#[test]
+fn what_is_known_of_a_policy_can_be_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = folder.path().join("p.wasm");
+    let text = |guest: &str| fs::read(options(guest).module).expect("a guest");
+    fs::write(&module, text("traps")).expect("written");
+    let breaker = BreakerOptions { failures: 3, ..BreakerOptions::default() };
+    let options = Options { breaker, deadline: Duration::from_millis(100), ..Options::new("gate", module.clone()) };
+    let policy = Policy::load(&ENGINE, options, None).expect("it loads");
+    let status = policy.status();
+    assert_eq!((&*status.name, status.generation, status.digest), ("gate", 1, policy.current().digest()));
+    assert_eq!((status.traps, status.breaker.word(), status.instances), (0, "closed", 0));
+    assert_eq!((status.hooks, status.imports), (vec!["on-request"], vec![]));
+    assert_eq!((status.last_error, status.last_reload), (None, None));
+
+    for _ in 0..3 {
+        decide(&policy.current()).expect_err("it traps");
+    }
+    assert_eq!(decide(&policy.current()), Err(PolicyError::BreakerOpen));
+    let status = policy.status();
+    assert_eq!((status.traps, status.breaker.word(), status.instances), (6, "open", 0), "each was tried twice");
+    let last = status.last_error.expect("it failed");
+    assert_eq!((last.hook, last.generation), ("on-request", 1));
+    assert!(last.error.starts_with("trap: "), "{last:?}");
+
+    fs::write(&module, text("answers")).expect("written");
+    policy.reload().expect("it can be used");
+    decide(&policy.current()).expect("another generation has a breaker of its own");
+    let status = policy.status();
+    assert_eq!((status.generation, status.breaker.word(), status.instances), (2, "closed", 1));
+    assert_eq!(status.imports.iter().map(|name| &name[..20]).collect::<Vec<_>>(), ["baton:policy/request"]);
+    assert_eq!(status.last_reload.map(|last| last.result), Some(Ok(2)));
+    fs::write(&module, text("start_traps")).expect("written");
+    let error = policy.reload().expect_err("it cannot");
+    assert_eq!(policy.status().last_reload.map(|last| last.result), Some(Err(error)));
+    drop(policy.current());
+}
+
+#[test]
+fn a_rollback_stays_until_the_file_is_another_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = folder.path().join("p.wasm");
+    let write = |guest: &str| fs::copy(options(guest).module, &module).expect("copied");
+    write("answers");
+    let options =
+        |deadline| Options { deadline: Duration::from_millis(deadline), ..Options::new("gate", module.clone()) };
+    let policy = Policy::load(&ENGINE, options(100), None).expect("it loads");
+    assert_eq!(policy.rollback(), Err(RollbackError::NothingBefore));
+    write("counts");
+    policy.reload().expect("it can be used");
+    assert_eq!(policy.rollback(), Ok(Reload::Swapped { from: 2, to: 1 }));
+    assert_eq!((status(decide(&policy.current())), policy.status().last_reload.map(|l| l.result)), (231, Some(Ok(1))));
+    assert_eq!(policy.rollback(), Err(RollbackError::NothingBefore), "one step");
+    // The file is the same that was rolled back from: also for a new configuration.
+    assert_eq!(policy.reload(), Ok(Reload::Unchanged));
+    let next = Policy::load(&ENGINE, options(200), Some(&policy)).expect("it loads");
+    assert_eq!((status(decide(&next.current())), next.current().number()), (231, 3));
+    assert_eq!(next.reload(), Ok(Reload::Unchanged));
+    // Another file, and then that one again.
+    write("passes");
+    assert_eq!(next.reload(), Ok(Reload::Swapped { from: 3, to: 4 }));
+    write("counts");
+    assert_eq!(next.reload(), Ok(Reload::Swapped { from: 4, to: 5 }));
+    assert_eq!(next.rollback(), Ok(Reload::Swapped { from: 5, to: 4 }));
+}
+
+#[test]
+fn so_many_calls_of_on_complete_wait_and_one_more_is_counted() {
+    let generation = load("many_hooks").current();
+    let places: Vec<_> = std::iter::from_fn(|| generation.place_to_complete()).take(2000).collect();
+    assert_eq!(places.len(), 1024);
+    assert!(generation.place_to_complete().is_none());
+    let lines = logged(|| drop(places));
+    assert!(lines.len() == 1 && lines[0].contains("left out: over 1024 waited"), "{lines:#?}");
+    assert!(lines[0].contains("calls=2") && lines[0].contains("policy=gate generation=1"), "{lines:#?}");
+    assert!(generation.place_to_complete().is_some());
+}
+
+#[test]
+fn ten_thousand_calls_that_fail_leave_no_instance() {
+    let breaker = BreakerOptions { failures: 0, ..BreakerOptions::default() };
+    let policy = Policy::load(&ENGINE, Options { breaker, ..options("traps") }, None).expect("it loads");
+    let request = request("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    for _ in 0..10_000 {
+        policy.current().on_request_at_once(0, &request).expect_err("it traps");
+    }
+    assert_eq!((policy.status().instances, policy.status().traps), (0, 20_000));
 }
 
 #[test]
@@ -300,8 +418,17 @@ fn a_component_is_held_to_the_same_imports() {
         fs::write(&module, text).expect("written");
         Policy::load(&ENGINE, Options::new("gate", module), None).expect_err(text).to_string()
     };
+    let said = refused(r#"(component (import "wasi:cli/stdout@0.3.0" (instance)))"#);
+    assert!(
+        said.starts_with("imports: imports wasi:cli/stdout@0.3.0: of WASI the gateway offers 0.2 to comp"),
+        "{said}"
+    );
+    let waits = r#"(export "wait-for" (func async (param "how-long" u64)))"#;
+    let said = refused(&format!(r#"(component (import "wasi:clocks/monotonic-clock@0.3.0" (instance {waits})))"#));
+    assert!(said.starts_with("compile: ") && said.ends_with("; build for WASI 0.2"), "{said}");
+    // It is there, whatever else is missing.
     let said = refused(r#"(component (import "wasi:cli/stdout@0.2.6" (instance)))"#);
-    assert!(said.starts_with("imports: imports wasi:cli/stdout@0.2.6: this version of the gateway offers no WASI"));
+    assert!(said.ends_with("it exports nothing"), "{said}");
     let said = refused(r#"(component (import "baton:policy/request@0.2.0" (instance)))"#);
     assert!(said.contains("speaks baton:policy@0.1.0"), "{said}");
     assert!(refused("(component)").ends_with("it exports nothing"));

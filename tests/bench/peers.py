@@ -21,6 +21,13 @@ APACHE_MODULES = pathlib.Path("/usr/lib/apache2/modules")  # Debian's
 
 FLOORS = ("floor", "floor-read")
 BATONS = ("baton", "baton-nopolicy")
+# The same policy in other languages, as policies/build leaves it. Interpreters need more than the defaults.
+INTERPRETED = ("javascript", "python")
+LANGUAGES = tuple(f"baton-{language}" for language in ("assemblyscript", "c", "go", *INTERPRETED))
+INTERPRETERS_LIMITS = """deadline = "1s"
+configure_deadline = "60s"
+memory_max = "256MiB"
+"""
 # By name: the program it needs, and the dialect of its daemon.
 SERVERS = {
     "nginx": ("nginx", "http"),
@@ -72,7 +79,11 @@ def unprivileged(line):
     return line if os.geteuid() == 0 else ""
 
 
-def baton_config(daemon_socket, policy):
+def language_of(name):
+    return name.removeprefix("baton-") if name in LANGUAGES else None
+
+
+def baton_config(daemon_socket, policy, limits=""):
     """Without an access log: the floor writes none."""
     policies = 'policies = ["bench"]\n' if policy else ""
     default = "{ respond = { status = 404 } }" if policy else '{ handoff = "chat" }'
@@ -97,7 +108,7 @@ path = "/"
 [policy.bench]
 module = "{policy}"
 targets = ["chat"]
-config = {{ target = "chat", realm = "bench", tokens = {{ "{digest}" = "reader" }} }}
+{limits}config = {{ target = "chat", realm = "bench", tokens = {{ "{digest}" = "reader" }} }}
 """
     return text
 
@@ -193,6 +204,13 @@ def rust_policy():
     return module
 
 
+def built_policy(language):
+    module = ROOT / "policies" / "target" / f"bearer-{language}.wasm"
+    if not module.exists() and subprocess.run([ROOT / "policies" / "build"], stdout=sys.stderr).returncode:
+        raise Failed("policies/build failed")
+    return module
+
+
 class Peers:
     """The programs, built once."""
 
@@ -201,7 +219,7 @@ class Peers:
         self.daemon = compile_c(HERE / "daemon.c", directory)
         self.floor = compile_c(HERE / "gateway.c", directory)
         self.reference = compile_c(reference, directory) if reference else None
-        self.baton = baton_program() if any(n in BATONS for n in names) else None
+        self.baton = baton_program() if any(n in BATONS + LANGUAGES for n in names) else None
 
     def log(self, name):
         """What a gateway says; a file, because a pipe that nobody reads stops its writer."""
@@ -234,6 +252,10 @@ class Peers:
             argv = [self.floor, socket, "read" if name.endswith("-read") else "none", WORKERS]
         elif name in BATONS:
             config.write_text(baton_config(socket, None if name.endswith("-nopolicy") else self.policy))
+            argv = [self.baton, "run", "-c", config]
+        elif name in LANGUAGES:
+            limits = INTERPRETERS_LIMITS if language_of(name) in INTERPRETED else ""
+            config.write_text(baton_config(socket, built_policy(language_of(name)), limits))
             argv = [self.baton, "run", "-c", config]
         else:
             port = free_port()

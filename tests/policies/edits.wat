@@ -15,6 +15,6 @@
     (i32.store (i32.const 1040) (i32.const 1))
     (i32.store (i32.const 1044) (i32.const 96))
     (i32.store (i32.const 1048) (i32.const 1))
-    (i32.store (i32.const 1096) (i32.const 112))
-    (i32.store (i32.const 1100) (i32.const 2))
+    (i32.store (i32.const 1104) (i32.const 112))
+    (i32.store (i32.const 1108) (i32.const 2))
     (i32.const 1024)))

@@ -14,6 +14,6 @@
     (i32.store (i32.const 1036) (i32.const 4))
     (i32.store (i32.const 1040) (i32.const 65))
     (i32.store (i32.const 1044) (i32.const 4))
-    (i32.store (i32.const 1096) (i32.const 192))
-    (i32.store (i32.const 1100) (i32.const 1))
+    (i32.store (i32.const 1104) (i32.const 192))
+    (i32.store (i32.const 1108) (i32.const 1))
     (i32.const 1024)))

@@ -4,8 +4,10 @@
 //! `/proc`. Nothing waits a fixed time; what must become true is asked for until it is, with a patience of
 //! `BATON_TEST_PATIENCE` seconds (default 20).
 
-#![allow(dead_code, unreachable_pub, reason = "every test program takes what it needs")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "every test program takes what it needs")]
 
+pub mod handing_over;
+mod kernel;
 pub mod load;
 
 use std::collections::BTreeMap;
@@ -17,10 +19,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::libc::linger;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use kernel::are_all;
+pub use kernel::{holds, inode_of, is_asleep, unread_at_the_gateway, waiting_at};
 
 /// How long a fact may take to become true.
 pub fn patience() -> Duration {
@@ -47,7 +54,10 @@ pub fn folder() -> TempDir {
 
 /// The program under test.
 pub fn baton() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_baton"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_baton"));
+    // Compiled policies stay with what else was built.
+    command.env("CACHE_DIRECTORY", env!("CARGO_TARGET_TMPDIR"));
+    command
 }
 
 /// A program of ours beside the one under test: an example.
@@ -96,6 +106,23 @@ impl Lines {
     }
 }
 
+/// A configuration under which every path is answered `ok`, behind a policy that passes, with small limits. One worker: when
+/// it has answered a request, it has looked at everything that came before.
+pub const OK_EVERYWHERE: &str = r#"
+[gateway]
+workers = 1
+[limits]
+head_bytes_max = "2KiB"
+headers_max = 20
+LISTEN
+[policy.passes]
+module = "POLICIES/passes.wat"
+[[route]]
+path = "/"
+policies = ["passes"]
+default = { respond = { body = "ok" } }
+"#;
+
 /// Open descriptors: how many there are of each kind.
 pub type Ledger = BTreeMap<String, usize>;
 
@@ -108,8 +135,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it. `LISTEN` stands for a listener called `http` on a free port, `DIR` for its folder. The access log is on, unless
-    /// it is configured otherwise.
+    /// Starts it. `LISTEN` stands for a listener called `http` on a free port, `DIR` for its folder, `POLICIES` for
+    /// that of the tests' guests. The access log is on, unless it is configured otherwise.
     pub fn start(toml: &str) -> Self {
         Self::start_in(folder(), toml, |command| command)
     }
@@ -149,6 +176,13 @@ impl Gateway {
     pub fn address(&self) -> SocketAddr {
         let tcp = self.listeners.iter().find_map(|l| l.strip_prefix("http://"));
         tcp.and_then(|l| l.split(' ').next()).and_then(|a| a.parse().ok()).expect("a TCP listener")
+    }
+
+    /// A TCP listener's address, by its name.
+    pub fn address_of(&self, name: &str) -> SocketAddr {
+        let named = self.listeners.iter().find(|l| l.ends_with(&format!(" ({name})")));
+        let address = named.and_then(|l| l.strip_prefix("http://")).and_then(|l| l.split(' ').next());
+        address.and_then(|a| a.parse().ok()).expect("a TCP listener of that name")
     }
 
     pub fn client(&self) -> Client {
@@ -274,7 +308,9 @@ fn fill(folder: &TempDir, toml: &str) -> String {
         Some((before, behind)) => format!("{before}[gateway]\n{log}{behind}"),
         None => format!("[gateway]\n{log}\n{toml}"),
     };
-    text.replace("LISTEN", "[[listener]]\nname = \"http\"\naddress = \"127.0.0.1:0\"\n").replace("DIR", &dir)
+    let guests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies");
+    let text = text.replace("LISTEN", "[[listener]]\nname = \"http\"\naddress = \"127.0.0.1:0\"\n");
+    text.replace("DIR", &dir).replace("POLICIES", guests)
 }
 
 impl Drop for Gateway {
@@ -315,6 +351,11 @@ impl Client {
         stream.set_read_timeout(Some(patience())).expect("a socket");
         stream.set_write_timeout(Some(patience())).expect("a socket");
         Self { stream, buffer: Vec::new() }
+    }
+
+    /// Resets the connection, so that writing to it fails.
+    pub fn reset(self) {
+        setsockopt(&self.stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).expect("a socket");
     }
 
     pub fn port(&self) -> u16 {
@@ -438,51 +479,4 @@ impl Drop for Daemon {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-/// The inode of the gateway's, or a daemon's, end of a client's connection (`/proc/net/tcp`).
-#[track_caller]
-pub fn inode_of(client: &Client) -> u64 {
-    let port = |address: SocketAddr| format!(":{:04X}", address.port());
-    let own = port(client.stream.local_addr().expect("a socket"));
-    let peer = port(client.stream.peer_addr().expect("a socket"));
-    eventually("the other end's inode", || {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
-        let of = |line: &str| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            (fields.len() > 9 && fields[1].ends_with(&peer) && fields[2].ends_with(&own))
-                .then(|| fields[9].parse().ok())?
-        };
-        table.lines().find_map(of).filter(|inode| *inode != 0)
-    })
-}
-
-/// Whether a process has the socket with that inode open.
-pub fn holds(pid: u32, inode: u64) -> bool {
-    let name = format!("socket:[{inode}]");
-    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(&name)))
-}
-
-/// Whether every thread of a process waits: it has done what it had to do for now.
-pub fn is_asleep(pid: u32) -> bool {
-    are_all(pid, 'S')
-}
-
-/// Whether every thread of a process is in that state (proc_pid_stat(5)).
-fn are_all(pid: u32, state: char) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    tasks.flatten().all(|task| {
-        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_none_or(|(_, behind)| behind.starts_with(state))
-    })
-}
-
-/// Connections to a Unix socket that nobody has accepted yet (`/proc/net/unix`).
-pub fn waiting_at(socket: &Path) -> usize {
-    let table = std::fs::read_to_string("/proc/net/unix").expect("Linux");
-    let path = socket.to_str().expect("text");
-    // State 02: connecting or queued. An accepted connection is 03 like any other.
-    let waits = |line: &&str| line.ends_with(path) && line.split_whitespace().nth(5) == Some("02");
-    table.lines().filter(waits).count()
 }

@@ -2,20 +2,7 @@
 //!
 //! The gateway writes the response's head before the descriptor goes ([`HeadBytes`](super::super::HeadBytes)), the daemon
 //! writes the body, and the end of the connection ends it. The first byte is the message: nobody waits for an end, because
-//! senders of this dialect keep their end open for a while.
-
-use std::os::fd::BorrowedFd;
-
-use super::super::incoming::{Arrived, Buffer, ReceiveError};
-
-/// Reads the message; `false` when it is not there yet.
-pub(in super::super) fn read_on(
-    arrived: &mut Arrived,
-    connection: BorrowedFd<'_>,
-    buffer: &mut Buffer,
-) -> Result<bool, ReceiveError> {
-    Ok(arrived.receive(connection, buffer)?.is_some())
-}
+//! senders of this dialect keep their end open for a while. So it is received like a packet.
 
 /// The bytes of every message. Others are another dialect's, whose daemon was to write the head.
 pub(in super::super) const MESSAGE: &[u8] = &[0x00];

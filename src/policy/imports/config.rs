@@ -19,9 +19,12 @@ impl config::Host for Imports {
         Ok(self.identity.config.get(&key).cloned())
     }
 
-    /// None are configured in this version.
-    fn secret(&mut self, _name: String) -> wasmtime::Result<Option<String>> {
-        Ok(None)
+    /// None while the module is configured: what it keeps then is in the memory of every instance.
+    fn secret(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        if !self.identity.is_configured() {
+            return Ok(None);
+        }
+        Ok(self.identity.secrets.get(&name).map(|secret| secret.reveal().to_owned()))
     }
 }
 

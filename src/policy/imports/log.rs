@@ -72,6 +72,17 @@ impl LineLimit {
     }
 }
 
+impl super::Identity {
+    /// Says what the gateway thinks of what the policy does, within the policy's own limit.
+    pub(super) fn warn(&self, message: &str) {
+        self.lines.say_left_out(&self.policy, self.generation, Instant::now(), Window::Running);
+        if self.lines.allow() {
+            let (policy, generation) = (&*self.policy, self.generation);
+            tracing::warn!(target: "policy", policy, generation, "{}", escape(message));
+        }
+    }
+}
+
 impl log::Host for Imports {
     fn enabled(&mut self, level: log::Level) -> wasmtime::Result<bool> {
         self.spoke = true;

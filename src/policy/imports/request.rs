@@ -1,14 +1,12 @@
 //! `request`: getters for the request of the hook that is running. Each copies what it names, and no more.
 
-use std::net::IpAddr;
-
 use super::Imports;
 use crate::http::body::Framing;
 use crate::http::head::Version;
 use crate::http::path::{Plus, decode};
-use crate::policy::bindings::{request, types};
+use crate::policy::bindings::{peer, request, types};
 use crate::policy::body::BodyError;
-use crate::request::{Peer, Request};
+use crate::request::Request;
 
 impl Imports {
     fn request(&self, getter: &'static str) -> wasmtime::Result<&Request> {
@@ -111,13 +109,7 @@ impl request::Host for Imports {
     }
 
     fn peer(&mut self) -> wasmtime::Result<types::PeerAddress> {
-        Ok(match self.request("peer")?.origin.peer {
-            Peer::Tcp(address) => types::PeerAddress::Tcp(types::TcpPeer {
-                ip: IpAddr::to_canonical(&address.ip()).to_string(),
-                port: address.port(),
-            }),
-            Peer::Unix { uid, gid, pid } => types::PeerAddress::Unix(types::UnixPeer { uid, gid, pid }),
-        })
+        Ok(peer(&self.request("peer")?.origin.peer))
     }
 
     fn client_ip(&mut self) -> wasmtime::Result<String> {
@@ -189,10 +181,11 @@ mod tests {
         let origin = Origin { peer, local: "127.0.0.1:80".into(), listener: "http".into() };
         let request = Arc::new(Request::new(Id::new(), head, Arc::new(origin), Some("/v1/".into())));
         Imports {
-            identity: Arc::new(Identity::new(&Options::new("p", "p.wasm".into()), 1)),
+            identity: Arc::new(Identity::new(&Arc::default(), &Options::new("p", "p.wasm".into()), 1)),
             call: Some(Call { request, body: BodyPort::empty() }),
             deadline: Deadline::after(Duration::from_secs(1)),
             spoke: false,
+            callouts: 0,
         }
     }
 

@@ -4,9 +4,11 @@ package main
 
 import (
 	"crypto/rand"
-	"fmt"
+	"encoding/hex"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 )
@@ -45,18 +47,18 @@ func onRequest() unsafe.Pointer {
 	path := string(unsafe.Slice((*byte)(unsafe.Pointer(uintptr(result[0]))), result[1]))
 	switch path {
 	case "/exit":
-		fmt.Println("no end")
+		os.Stdout.WriteString("no end")
 		os.Exit(3)
 	case "/panic":
 		panic("as asked")
 	case "/say":
-		fmt.Print("to standard output\nand no end")
-		fmt.Fprintln(os.Stderr, "to standard error\x1b[31m")
+		os.Stdout.WriteString("to standard output\nand no end")
+		println("to standard error\x1b[31m")
 	case "/sleep":
 		time.Sleep(time.Hour)
 	}
 	for i := range 20 {
-		parts[fmt.Sprintf("%d", i)] = make([]byte, 512)
+		parts[strconv.Itoa(i)] = make([]byte, 512)
 	}
 	calls++
 	var memory runtime.MemStats
@@ -66,7 +68,15 @@ func onRequest() unsafe.Pointer {
 	var fresh [4]byte
 	rand.Read(fresh[:])
 	_, file := os.ReadFile("/etc/passwd")
-	body = fmt.Appendf(nil, "%d %d %d %x %x %d %v", calls, memory.NumGC, memory.Sys, seed, fresh, time.Now().Year(), file)
+	body = []byte(strings.Join([]string{
+		strconv.Itoa(calls),
+		strconv.FormatUint(uint64(memory.NumGC), 10),
+		strconv.FormatUint(memory.Sys, 10),
+		hex.EncodeToString(seed[:]),
+		hex.EncodeToString(fresh[:]),
+		strconv.Itoa(time.Now().Year()),
+		file.Error(),
+	}, " "))
 	decision = [80]byte{3}
 	put(4, 200)
 	put(16, address(body))

@@ -69,6 +69,7 @@ impl request_hook::Guest for Bearer {
                     relay: RelayMode::IfNeeded,
                     timeout_ms: None,
                     alternates: vec![],
+                    response_body: Vec::new(),
                 }),
                 carry: vec![],
                 annotations: vec![("user".to_owned(), user.to_owned())],

@@ -1,0 +1,149 @@
+//! What is kept of a request until it is over: its line in the access log, and which policies are told of its end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::access_log::{Line, Record};
+use crate::drain::Guard;
+use crate::policy::{Generation, PolicyError, Summary};
+use crate::request::Request;
+
+/// A request's account. When it is dropped, the line is written and the policies are told.
+#[derive(Debug)]
+pub(super) struct Account {
+    line: Line,
+    /// Only where a policy has more to hear of the request.
+    told: Option<Box<Told>>,
+}
+
+#[derive(Debug)]
+struct Told {
+    guard: Guard,
+    worker: usize,
+    policies: Vec<Asked>,
+}
+
+/// A policy that was asked, and what it gave along for its later hooks.
+#[derive(Debug)]
+struct Asked {
+    generation: Arc<Generation>,
+    carry: Vec<u8>,
+}
+
+impl Account {
+    pub(super) fn new(line: Line) -> Self {
+        Self { line, told: None }
+    }
+
+    /// As [`Line::set`].
+    pub(super) fn set(&mut self, fill: impl FnOnce(&mut Record)) {
+        self.line.set(fill);
+    }
+
+    /// As [`Line::clock`].
+    pub(super) fn clock(&self) -> Option<Instant> {
+        self.line.clock()
+    }
+
+    /// As [`Line::annotate`].
+    pub(super) fn annotate(&mut self, annotations: Vec<(String, String)>) {
+        self.line.annotate(annotations);
+    }
+
+    /// As [`Line::request`].
+    pub(super) fn request(&mut self, request: &Request) {
+        self.line.request(request);
+    }
+
+    /// Remembers a policy that was asked; for those only that have a hook for later.
+    pub(super) fn asked(
+        &mut self,
+        generation: &Arc<Generation>,
+        carry: Vec<u8>,
+        request: &Request,
+        guard: &Guard,
+        worker: usize,
+    ) {
+        if generation.completes() {
+            self.line.keep(request);
+        }
+        let new = || Box::new(Told { guard: guard.clone(), worker, policies: Vec::new() });
+        let told = self.told.get_or_insert_with(new);
+        told.policies.push(Asked { generation: Arc::clone(generation), carry });
+    }
+
+    /// What the policy that was asked last gave along; empty where nothing was remembered of it.
+    pub(super) fn carry(&self) -> &[u8] {
+        self.told.as_ref().and_then(|told| told.policies.last()).map_or(&[], |asked| &asked.carry)
+    }
+
+    /// It has been asked again.
+    pub(super) fn set_carry(&mut self, carry: Vec<u8>) {
+        if let Some(asked) = self.told.as_mut().and_then(|told| told.policies.last_mut()) {
+            asked.carry = carry;
+        }
+    }
+
+    /// Writes the line and tells the policies now.
+    pub(super) fn end(&mut self) {
+        if let Some(told) = self.told.take()
+            && let Some(record) = self.line.record()
+        {
+            told.tell(record);
+        }
+        self.line.end();
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Told {
+    /// Each in a task of its own, when the request's has nothing more to do.
+    fn tell(self, record: &Record) {
+        let Self { guard, worker, policies } = self;
+        for Asked { generation, carry } in policies.into_iter().filter(|asked| asked.generation.completes()) {
+            let Some(completion) = generation.place_to_complete() else { continue };
+            let summary = summary(record);
+            guard.spawn(|guard| async move {
+                if let Err(error) = completion.on_complete(worker, &summary, &carry).await {
+                    say_failed(&generation, "on-complete", &summary.request_id, &error, &error.to_string());
+                }
+                // What drains waits for it.
+                drop(guard);
+            });
+        }
+    }
+}
+
+fn summary(record: &Record) -> Summary {
+    Summary {
+        request_id: record.id().to_owned(),
+        action: record.outcome.word(),
+        target: record.to.clone(),
+        status: record.status,
+        duration: record.duration(),
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+    }
+}
+
+/// One line for each failure. That a breaker is open was said when it opened.
+pub(super) fn say_failed(
+    generation: &Generation,
+    hook: &'static str,
+    request: &dyn std::fmt::Display,
+    failure: &PolicyError,
+    error: &str,
+) {
+    let (policy, number) = (generation.policy(), generation.number());
+    match failure {
+        PolicyError::BreakerOpen => {
+            tracing::debug!(%policy, generation = number, %request, hook, error, "policy not asked");
+        }
+        _ => tracing::warn!(%policy, generation = number, %request, hook, error, "policy failed"),
+    }
+}
