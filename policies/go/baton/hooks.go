@@ -81,8 +81,8 @@ func faults(err error) []string {
 	return all
 }
 
-// Reserve says how many bytes one answer of the gateway may hold: what Store.Get, Fetch and Config give, and lists. Call it
-// in an init function or in Configure; without it, it is 1 MiB, which is what the gateway allows by default.
+// Reserve says how many bytes one answer of the gateway may hold: what Fetch and Config give, and lists. Call it in an
+// init function or in Configure; without it, it is 1 MiB, which is what the gateway allows by default.
 func Reserve(bytes int) { answerBytes = bytes }
 
 var answerBytes = 1 << 20

@@ -113,7 +113,7 @@ var storeErrors = [...]error{ErrStoreFull, ErrStoreTooLarge, ErrStoreConflict}
 // Memory is node-local memory that all instances and generations of one policy share.
 type Memory struct{}
 
-// Store is the policy's memory. A time to live of 0 is for ever.
+// Store is the policy's memory. A key has up to 1 KiB, a value up to 64 KiB; a time to live of 0 is for ever.
 var Store Memory
 
 // Get gives what is held under a key, if anything is.

@@ -92,13 +92,15 @@ func store() baton.Decision {
 	s.Delete("n")
 	number, _ := s.Increment("n", -3, time.Minute)
 	_, noNumber := s.Increment("k", 1, 0)
-	_, tooLarge := s.Set("large", make([]byte, 1<<20), 0)
+	_, fits := s.Set("large", make([]byte, 64<<10), 0)
+	_, tooLarge := s.Set("larger", make([]byte, 64<<10+1), 0)
 	s.Delete("bucket")
 	taken := []bool{s.Take("bucket", 0.001, 2, 1), s.Take("bucket", 0.001, 2, 1), s.Take("bucket", 0.001, 2, 1)}
 	large, held := s.Get("large")
-	return answer("%v %v %s %v %v %v %v %s %d %v %v %v %d %v", before, err, entry.Value, there, first == entry.Version,
+	return answer("%v %v %s %v %v %v %v %s %d %v %v %v %v %d %v", before, err, entry.Value, there, first == entry.Version,
 		errors.Is(conflict, baton.ErrStoreConflict) && errors.Is(again, baton.ErrStoreConflict), swapped == nil && second != first,
-		two.Value, number, noNumber, tooLarge, taken, len(large.Value), held)
+		two.Value, number, errors.Is(noNumber, baton.ErrStoreConflict), errors.Is(tooLarge, baton.ErrStoreTooLarge), fits,
+		taken, len(large.Value), held)
 }
 
 func answer(format string, values ...any) baton.Decision {
