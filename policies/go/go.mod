@@ -1,0 +1,7 @@
+module policies
+
+go 1.24
+
+require baton v0.0.0
+
+replace baton => ./baton
