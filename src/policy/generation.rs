@@ -172,7 +172,8 @@ impl Generation {
         &self.proven.hooks
     }
 
-    /// Whether it may ask for the beginning of a body. If not, no [`BodyPort::open`] is needed.
+    /// Whether it may ask for the beginning of a body. If not, no
+    /// [`BodyPort::open`](super::BodyPort::open) is needed.
     pub fn reads_body(&self) -> bool {
         self.proven.template.suspends()
     }
