@@ -32,7 +32,7 @@ fn configuration(handoff: &str, more: &str) -> String {
     let targets: String = DIALECTS.iter().map(|dialect| target(dialect, dialect)).collect();
     format!(
         "LISTEN\n[[listener]]\nname = \"unix\"\naddress = \"unix:DIR/u.sock\"\n[handoff]\nretries = 0\n{handoff}\n{targets}{}\
-         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\n{more}\
+         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\nbreaker = {{ failures = 0 }}\n{more}\
          [[route]]\npath = \"/hand\"\npolicies = [\"by-fields\"]\n\
          [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ body = \"hello\" }} }}\n\
          [[route]]\npath = \"/default\"\ndefault = {{ handoff = \"fdpass\" }}\n\

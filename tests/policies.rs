@@ -416,6 +416,7 @@ fn every_getter_gives_what_was_sent() {
         format!("id={id:?}"),
         "method=\"POST\"".into(),
         "path=\"/echo/a/b%20c\"".into(),
+        "request-target=\"/echo//a/./b%20c?q=x+%C3%BC&r\"".into(),
         "query=Some(\"q=x+%C3%BC&r\")".into(),
         "authority=\"example.org:8080\"".into(),
         "scheme=\"http\"".into(),

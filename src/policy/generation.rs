@@ -181,7 +181,8 @@ impl Generation {
         &self.proven.hooks
     }
 
-    /// Whether it may wait, for the beginning of a body or for a callout. If not, no [`BodyPort::open`] is needed.
+    /// Whether it may wait, for the beginning of a body or for a callout. If not, no
+    /// [`BodyPort::open`](super::BodyPort::open) is needed.
     pub fn reads_body(&self) -> bool {
         self.proven.template.suspends()
     }

@@ -46,7 +46,7 @@ unsafe extern "C" {
 /// Room for what a getter gives.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Default)]
-struct Answer([u32; 20]);
+struct Answer([u32; 22]);
 
 impl Answer {
     fn of(get: unsafe extern "C" fn(*mut Self)) -> Self {
