@@ -6,14 +6,17 @@
 //! exports, down to single functions of `lifecycle`. Strings are UTF-8, unless the module exports something called
 //! `baton_utf16`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use wasmparser::{Encoding, ExternalKind, Parser, Payload};
+use wasmparser::{ExternalKind, Parser, Validator, WasmFeatures};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::{Resolve, WorldId, WorldItem, WorldKey};
 
+use super::core::{Core, Import};
 use super::error::{LoadError, Stage};
+use super::preview1;
 
 /// The interface that every policy exports.
 pub(super) const REQUEST_HOOK: &str = "baton:policy/request-hook@0.1.0";
@@ -24,6 +27,9 @@ pub(super) const LIFECYCLE: &str = "baton:policy/lifecycle@0.1.0";
 const MAGIC: &[u8] = b"\0asm";
 /// A module that exports this passes strings as UTF-16, as AssemblyScript has them.
 const UTF16_MARK: &str = "baton_utf16";
+
+/// All that there is: what of it is offered, the engine says.
+const FEATURES: WasmFeatures = WasmFeatures::all();
 
 /// `wit/policy.wit`, and in it the world with everything.
 static CONTRACT: LazyLock<(Resolve, WorldId)> = LazyLock::new(|| {
@@ -41,11 +47,29 @@ pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     if Parser::is_component(&binary) {
         return Ok(binary);
     }
-    let fault = |error: anyhow::Error| LoadError::new(Stage::Componentize, format!("{error:#}"));
-    let core = Core::read(&binary).map_err(|error| LoadError::new(Stage::Componentize, error))?;
-    core.check_imports()?;
-    let module = if core.has_contract { binary } else { core.embed_contract()? };
-    ComponentEncoder::default().validate(true).module(&module).map_err(fault)?.encode().map_err(fault)
+    let malformed = |error| LoadError::new(Stage::Componentize, error);
+    Validator::new_with_features(FEATURES).validate_all(&binary).map_err(malformed)?;
+    let core = Core::read(&binary).map_err(malformed)?;
+    check_imports(&core)?;
+    let uses_wasi = core.imports.iter().any(|import| import.module == preview1::MODULE);
+    let mut module = if core.has_contract { Cow::Borrowed(&binary) } else { Cow::Owned(embed_contract(&core)?) };
+    check_kind(&core)?;
+    let mut encoder = ComponentEncoder::default().validate(true);
+    if uses_wasi {
+        module = Cow::Owned(Core::read(&module).and_then(|core| core.guarded()).map_err(malformed)?);
+        encoder = encoder.adapter(preview1::MODULE, &preview1::ADAPTER).map_err(fault)?;
+    }
+    encoder.module(&module).and_then(|mut encoder| encoder.encode()).map_err(fault)
+}
+
+fn fault(error: anyhow::Error) -> LoadError {
+    let said = format!("{error:#}");
+    let remedy = if said.contains("does not export a function named `cabi_realloc`") {
+        "; a policy that takes strings or lists exports it: (old, old-size, align, new-size) -> address, all i32"
+    } else {
+        ""
+    };
+    LoadError::new(Stage::Componentize, format!("{said}{remedy}"))
 }
 
 fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
@@ -57,130 +81,110 @@ fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     wat::parse_str(text).map_err(|error| LoadError::new(Stage::Text, error))
 }
 
-/// What matters of a core module here.
-struct Core<'a> {
-    binary: &'a [u8],
-    imports: Vec<(&'a str, &'a str)>,
-    exports: BTreeSet<&'a str>,
-    /// A toolchain has written the contract into it already, and has named its exports accordingly.
-    has_contract: bool,
+/// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.
+fn check_imports(core: &Core<'_>) -> Result<(), LoadError> {
+    let (resolve, world) = &*CONTRACT;
+    let named = |module: &str| {
+        let mut items = resolve.worlds[*world].imports.iter();
+        items.find_map(|(key, item)| match item {
+            WorldItem::Interface { id, .. } if resolve.name_world_key(key) == module => Some(*id),
+            _ => None,
+        })
+    };
+    for &Import { module, name } in &core.imports {
+        let remedy = match (module, named(module)) {
+            (_, Some(interface)) if resolve.interfaces[interface].functions.contains_key(name) => continue,
+            (_, Some(_)) => "wit/policy.wit has the interface, but not that function",
+            (preview1::MODULE, _) if preview1::has(name) => continue,
+            (preview1::MODULE, _) => "WASI preview 1 has no such function",
+            ("env", _) if name == "abort" => "compile with --use abort=… and a function of your own (AssemblyScript)",
+            ("env", _) if name == "seed" => "compile with --use seed=… and a function of your own (AssemblyScript)",
+            ("env", _) if name == "memory" => {
+                "a policy has its own memory; compile without --import-memory (AssemblyScript: --importMemory)"
+            }
+            ("env", _) => {
+                "nobody defines it: link the library that has it (Emscripten: -sSTANDALONE_WASM, and no JavaScript)"
+            }
+            ("gojs" | "go", _) => "build with GOOS=wasip1, not js",
+            _ if module.contains("wbindgen") || module == "wbg" || name.starts_with("__wb") => {
+                "wasm-bindgen is for browsers; use wit-bindgen with wit/policy.wit"
+            }
+            ("wasi_unstable", _) => WASI_REMEDY,
+            _ if module.starts_with("baton:policy/") => match module.split_once('@') {
+                Some((_, "0.1.0")) => "wit/policy.wit has no such interface",
+                _ => VERSION_REMEDY,
+            },
+            // What its own contract names is looked at in the component.
+            _ if core.has_contract => continue,
+            _ if module.starts_with("wasi") => WASI_REMEDY,
+            _ => FOREIGN_REMEDY,
+        };
+        return Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
+    }
+    Ok(())
 }
 
-impl<'a> Core<'a> {
-    fn read(binary: &'a [u8]) -> wasmparser::Result<Self> {
-        let mut core = Self { binary, imports: Vec::new(), exports: BTreeSet::new(), has_contract: false };
-        for payload in Parser::new(0).parse_all(binary) {
-            match payload? {
-                Payload::Version { encoding: Encoding::Component, .. } => {
-                    unreachable!("components are told apart by the caller")
-                }
-                Payload::ImportSection(section) => {
-                    for import in section.into_imports() {
-                        let import = import?;
-                        core.imports.push((import.module, import.name));
-                    }
-                }
-                Payload::ExportSection(section) => {
-                    for export in section {
-                        core.exports.insert(export?.name);
-                    }
-                }
-                Payload::CustomSection(section) => core.has_contract |= section.name().starts_with("component-type"),
-                _ => {}
-            }
-        }
-        Ok(core)
+/// Refuses what no component can be made of, by what a toolchain has to be told.
+fn check_kind(core: &Core<'_>) -> Result<(), LoadError> {
+    let refuse = |reason: &str| Err(LoadError::new(Stage::Componentize, reason));
+    if core.memories.iter().any(|memory| memory.shared) {
+        return refuse("its memory is shared: compile without threads and atomics");
     }
+    if core.memories.iter().any(|memory| memory.memory64) {
+        return refuse("its memory has addresses of 64 bits: compile for wasm32");
+    }
+    if core.exports_function("_start") && !core.exports_function("_initialize") {
+        return refuse(
+            "it exports _start, which would end before the first request: compile a reactor, which exports _initialize \
+             (C: -mexec-model=reactor, Go: -buildmode=c-shared, Rust: crate-type = [\"cdylib\"])",
+        );
+    }
+    if !core.has_contract && !core.exports.get("memory").is_some_and(|(kind, _)| *kind == ExternalKind::Memory) {
+        return refuse("it exports no memory under the name `memory` (wasm-ld: without --no-export-memory)");
+    }
+    Ok(())
+}
 
-    /// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.
-    fn check_imports(&self) -> Result<(), LoadError> {
-        let (resolve, world) = &*CONTRACT;
-        for &(module, name) in &self.imports {
-            let known = resolve.worlds[*world].imports.iter().find(|(key, _)| resolve.name_world_key(key) == module);
-            let refuse =
-                |remedy: &str| Err(LoadError::new(Stage::Imports, format!("imports {module}.{name}: {remedy}")));
-            match (module, known) {
-                (_, Some((_, WorldItem::Interface { id, .. }))) => {
-                    if !resolve.interfaces[*id].functions.contains_key(name) {
-                        return refuse("wit/policy.wit has the interface, but not that function");
-                    }
-                }
-                ("env", _) if name == "abort" => {
-                    return refuse("compile with --use abort=… and a function of your own (AssemblyScript)");
-                }
-                (wasi, _) if wasi.starts_with("wasi") => return refuse(WASI_REMEDY),
-                _ if self.has_contract => {}
-                _ => {
-                    return refuse(
-                        "the gateway offers the interfaces of wit/policy.wit only, by their canonical names",
-                    );
-                }
+/// The module with canonical export names and the contract, cut to what it exports, in a section of its own.
+fn embed_contract(core: &Core<'_>) -> Result<Vec<u8>, LoadError> {
+    let (mut resolve, world) = CONTRACT.clone();
+    let mut canonical_names = BTreeMap::new();
+    let mut interfaces = Vec::new();
+    for (key, item) in &resolve.worlds[world].exports {
+        let WorldItem::Interface { id, .. } = item else { continue };
+        let interface = resolve.name_world_key(key);
+        let mut present = BTreeSet::new();
+        for function in resolve.interfaces[*id].functions.values() {
+            let canonical = function.legacy_core_export_name(Some(&interface)).into_owned();
+            let friendly = function.name.replace('-', "_");
+            if core.exports_function(&friendly) && core.exports_function(&canonical) {
+                return Err(LoadError::new(
+                    Stage::Exports,
+                    format!("exports {friendly} and {canonical}, which are the same hook"),
+                ));
             }
+            if core.exports_function(&friendly) || core.exports_function(&canonical) {
+                present.insert(function.name.clone());
+            }
+            canonical_names.insert(format!("{friendly}_post"), format!("cabi_post_{canonical}"));
+            canonical_names.insert(friendly, canonical);
         }
-        Ok(())
+        interfaces.push((key.clone(), *id, present));
     }
-
-    /// The module with canonical export names and the contract, cut to what it exports, in a section of its own.
-    fn embed_contract(&self) -> Result<Vec<u8>, LoadError> {
-        let (mut resolve, world) = CONTRACT.clone();
-        let mut canonical_names = BTreeMap::new();
-        let mut interfaces = Vec::new();
-        for (key, item) in &resolve.worlds[world].exports {
-            let WorldItem::Interface { id, .. } = item else { continue };
-            let interface = resolve.name_world_key(key);
-            let mut present = BTreeSet::new();
-            for function in resolve.interfaces[*id].functions.values() {
-                let canonical = function.legacy_core_export_name(Some(&interface)).into_owned();
-                let friendly = function.name.replace('-', "_");
-                if self.exports.contains(&*friendly) && self.exports.contains(&*canonical) {
-                    return Err(LoadError::new(
-                        Stage::Exports,
-                        format!("exports {friendly} and {canonical}, which are the same hook"),
-                    ));
-                }
-                if self.exports.contains(&*friendly) || self.exports.contains(&*canonical) {
-                    present.insert(function.name.clone());
-                }
-                canonical_names.insert(format!("{friendly}_post"), format!("cabi_post_{canonical}"));
-                canonical_names.insert(friendly, canonical);
-            }
-            interfaces.push((key.clone(), *id, present));
+    for (key, id, present) in interfaces {
+        resolve.interfaces[id].functions.retain(|name, _| present.contains(name));
+        if present.is_empty() {
+            resolve.worlds[world].exports.shift_remove(&key);
         }
-        for (key, id, present) in interfaces {
-            resolve.interfaces[id].functions.retain(|name, _| present.contains(name));
-            if present.is_empty() {
-                resolve.worlds[world].exports.shift_remove(&key);
-            }
-        }
-        if !resolve.worlds[world].exports.keys().any(|key| is_request_hook(&resolve, key)) {
-            let found = self.exports.iter().copied().collect::<Vec<_>>().join(", ");
-            return Err(no_request_hook(&found));
-        }
-        let mut module = self.rename(&canonical_names).map_err(|error| LoadError::new(Stage::Componentize, error))?;
-        let encoding = if self.exports.contains(UTF16_MARK) { StringEncoding::UTF16 } else { StringEncoding::UTF8 };
-        wit_component::embed_component_metadata(&mut module, &resolve, world, encoding)
-            .map_err(|error| LoadError::new(Stage::Componentize, format!("{error:#}")))?;
-        Ok(module)
     }
-
-    fn rename(&self, names: &BTreeMap<String, String>) -> wasmparser::Result<Vec<u8>> {
-        let mut module = wasm_encoder::Module::new();
-        for payload in Parser::new(0).parse_all(self.binary) {
-            let payload = payload?;
-            if let Payload::ExportSection(section) = &payload {
-                let mut exports = wasm_encoder::ExportSection::new();
-                for export in section.clone() {
-                    let export = export?;
-                    let renamed = (export.kind == ExternalKind::Func).then(|| names.get(export.name)).flatten();
-                    exports.export(renamed.map_or(export.name, String::as_str), export.kind.into(), export.index);
-                }
-                module.section(&exports);
-            } else if let Some((id, range)) = payload.as_section() {
-                module.section(&wasm_encoder::RawSection { id, data: &self.binary[range] });
-            }
-        }
-        Ok(module.finish())
+    if !resolve.worlds[world].exports.keys().any(|key| is_request_hook(&resolve, key)) {
+        let found = core.exports.keys().copied().collect::<Vec<_>>().join(", ");
+        return Err(no_request_hook(&found));
     }
+    let mut module = core.renamed(&canonical_names).map_err(|error| LoadError::new(Stage::Componentize, error))?;
+    let encoding = if core.exports.contains_key(UTF16_MARK) { StringEncoding::UTF16 } else { StringEncoding::UTF8 };
+    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding).map_err(fault)?;
+    Ok(module)
 }
 
 /// The only thing that a policy has to have.
@@ -192,9 +196,14 @@ pub(super) fn no_request_hook(found: &str) -> LoadError {
     )
 }
 
-/// What to do about imports from WASI.
-pub(super) const WASI_REMEDY: &str = "this version of the gateway offers no WASI; \
-    build for a target without it (Rust: wasm32-unknown-unknown)";
+/// What to do about imports of WASI in a version that is not there.
+pub(super) const WASI_REMEDY: &str = "of WASI the gateway offers 0.2 to components and preview 1 (wasi_snapshot_preview1) to core modules; build for one";
+/// What to do about imports of the contract in another version.
+pub(super) const VERSION_REMEDY: &str =
+    "this version of the gateway speaks baton:policy@0.1.0; build against its wit/policy.wit";
+/// What to do about imports of anything else.
+pub(super) const FOREIGN_REMEDY: &str =
+    "the gateway offers WASI and the interfaces of wit/policy.wit, by their canonical names, and nothing else";
 
 fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
     resolve.name_world_key(key) == REQUEST_HOOK
@@ -202,6 +211,8 @@ fn is_request_hook(resolve: &Resolve, key: &WorldKey) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use wasmparser::Payload;
+
     use super::*;
 
     fn refused(text: &str) -> String {
@@ -230,14 +241,45 @@ mod tests {
 
     #[test]
     fn imports_that_nobody_offers_are_named_with_a_remedy() {
-        let said = refused(&format!(r#"(module (import "env" "abort" (func)) {REQUEST})"#));
-        assert!(said.starts_with("imports: imports env.abort: compile with --use abort="), "{said}");
-        let said = refused(&format!(r#"(module (import "wasi_snapshot_preview1" "fd_write" (func)) {REQUEST})"#));
-        assert!(said.starts_with("imports: imports wasi_snapshot_preview1.fd_write: this version"), "{said}");
-        let said = refused(&format!(r#"(module (import "baton:policy/request@0.1.0" "nmae" (func)) {REQUEST})"#));
-        assert!(said.contains("not that function"), "{said}");
-        let said = refused(&format!(r#"(module (import "js" "mem" (func)) {REQUEST})"#));
-        assert!(said.contains("the interfaces of wit/policy.wit only"), "{said}");
+        let check = |module: &str, name: &str, remedy: &str| {
+            let said = refused(&format!(r#"(module (import "{module}" "{name}" (func)) {REQUEST})"#));
+            assert!(said.starts_with(&format!("imports: imports {module}.{name}: ")), "{said}");
+            assert!(said.contains(remedy), "{said}");
+        };
+        check("env", "abort", "compile with --use abort=…");
+        check("env", "seed", "compile with --use seed=…");
+        check("env", "emscripten_notify_memory_growth", "-sSTANDALONE_WASM");
+        check("gojs", "runtime.wasmExit", "GOOS=wasip1");
+        check("./policy_bg.js", "__wbindgen_throw", "use wit-bindgen");
+        check("__wbindgen_placeholder__", "__wbindgen_describe", "use wit-bindgen");
+        check("wbg", "__wbg_now", "use wit-bindgen");
+        check("wasi_unstable", "fd_write", "preview 1");
+        check("wasi_snapshot_preview1", "fd_wirte", "no such function");
+        check("wasi:clocks/wall-clock@0.3.0", "now", "0.2 to components");
+        check("baton:policy/request@0.1.0", "nmae", "not that function");
+        check("baton:policy/requests@0.1.0", "name", "no such interface");
+        check("baton:policy/request@0.2.0", "path", "speaks baton:policy@0.1.0");
+        check("js", "mem", "the interfaces of wit/policy.wit");
+        let said = refused(&format!(r#"(module (import "env" "memory" (memory 1)) {REQUEST})"#));
+        assert!(said.contains("imports env.memory: a policy has its own memory; compile without"), "{said}");
+    }
+
+    #[test]
+    fn what_no_component_can_be_made_of_is_told_what_to_compile() {
+        let check = |text: &str, remedy: &str| {
+            let said = refused(&format!("(module {text})"));
+            assert!(said.starts_with("componentize: ") && said.contains(remedy), "{said}");
+        };
+        let hook = r#"(func (export "on_request") (result i32) i32.const 0)"#;
+        check(hook, "exports no memory under the name `memory`");
+        check(&format!(r#"(memory 1) (export "memory" (func 0)) {hook}"#), "exports no memory");
+        check(&format!(r#"(memory (export "memory") 1 1 shared) {hook}"#), "without threads");
+        check(&format!(r#"(memory (export "memory") i64 1) {hook}"#), "compile for wasm32");
+        check(&format!(r#"{REQUEST} (func (export "_start"))"#), "compile a reactor");
+        let path = r#"(import "baton:policy/request@0.1.0" "path" (func (param i32)))"#;
+        check(&format!("{path} {REQUEST}"), "`cabi_realloc`; a policy that takes strings or lists exports it: (old, ");
+        // It may be wrong in any manner: nothing of it is looked at before it is found to be valid.
+        check(&format!(r#"{REQUEST} (func (export "cabi_realloc") (result i32) i64.const 0)"#), "type mismatch");
     }
 
     #[test]

@@ -20,6 +20,9 @@ use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
+use super::preview1;
+use super::stdio::{Standard, Stdio};
+use super::{cache, wasi};
 
 /// Beside twice the decision's limit, what one call may make the host allocate: names, list headers, a log line.
 const HOST_CALL_BYTES_BASE: usize = 64 << 10;
@@ -36,10 +39,24 @@ struct Machine {
 }
 
 /// What a store holds.
-struct State {
+pub(super) struct State {
     imports: Imports,
+    stdio: Stdio,
     memory: MemoryLimit,
     decision_bytes_max: usize,
+}
+
+impl State {
+    /// Takes what the guest writes to one of its standard streams.
+    pub(super) fn write(&mut self, standard: Standard, bytes: &[u8]) -> wasmtime::Result<()> {
+        self.stdio.write(standard, bytes, &mut self.imports)
+    }
+
+    /// The call is over, and with it a line that was not ended.
+    fn flush(&mut self) {
+        // That lines cannot be written has been said, and costs nobody an answer.
+        drop(self.stdio.flush(&mut self.imports));
+    }
 }
 
 impl Engine {
@@ -49,10 +66,13 @@ impl Engine {
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let wasmtime = wasmtime::Engine::new(&limits::config(workers)).map_err(fault)?;
+        let mut config = limits::config(workers);
+        config.cache(cache::open());
+        let wasmtime = wasmtime::Engine::new(&config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
+        preview1::add_to_linker(&mut linker).map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
         Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1) })))
     }
@@ -62,8 +82,12 @@ impl Engine {
     }
 
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, LoadError> {
-        Component::from_binary(&self.0.wasmtime, component)
-            .map_err(|error| LoadError::new(Stage::Compile, format!("{error:#}")))
+        Component::from_binary(&self.0.wasmtime, component).map_err(|error| {
+            let said = format!("{error:#}");
+            // What WASI 0.3 added to components is what the engine does without.
+            let remedy = if said.contains("component model async") { "; build for WASI 0.2" } else { "" };
+            LoadError::new(Stage::Compile, said + remedy)
+        })
     }
 }
 
@@ -112,11 +136,9 @@ impl Template {
         limits: Limits,
         suspends: bool,
     ) -> Result<Self, LoadError> {
-        let pre = engine
-            .0
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LoadError::new(Stage::Imports, format!("{error:#}")))?;
+        let fault = |error: wasmtime::Error| LoadError::new(Stage::Imports, format!("{error:#}"));
+        let linker = wasi::linker(&engine.0.linker, component).map_err(fault)?;
+        let pre = linker.as_ref().unwrap_or(&engine.0.linker).instantiate_pre(component).map_err(fault)?;
         let on_request = hook(component, REQUEST_HOOK, "on-request")
             .ok_or_else(|| LoadError::new(Stage::Exports, "exports an empty request-hook"))?;
         let exports = Exports {
@@ -141,7 +163,8 @@ impl Template {
         let imports = Imports { identity: Arc::clone(&self.identity), call: None, deadline, spoke: false };
         let memory = MemoryLimit::new(self.limits.memory_bytes_max);
         let decision_bytes_max = self.limits.decision_bytes_max;
-        let mut store = Store::new(&self.engine.0.wasmtime, State { imports, memory, decision_bytes_max });
+        let mut store =
+            Store::new(&self.engine.0.wasmtime, State { imports, stdio: Stdio::default(), memory, decision_bytes_max });
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(decision_bytes_max.saturating_mul(2).saturating_add(HOST_CALL_BYTES_BASE));
         store.epoch_deadline_callback(|context| match context.data().imports.deadline.ticks() {
@@ -153,6 +176,7 @@ impl Template {
         let instance =
             if self.suspends { self.pre.instantiate_async(&mut store).await } else { self.pre.instantiate(&mut store) };
         drop(running);
+        store.data_mut().flush();
         let on_request = instance.and_then(|instance| {
             Ok((instance, instance.get_typed_func::<(), (types::Decision,)>(&mut store, self.exports.on_request)?))
         });
@@ -308,6 +332,7 @@ impl Instance {
             function.call(&mut self.store, given)
         };
         drop(running);
+        self.store.data_mut().flush();
         result.map_err(|error| failure(&self.store, &error))
     }
 }

@@ -25,16 +25,21 @@ use arc_swap::ArcSwap;
 
 mod bindings;
 mod body;
+mod cache;
 mod componentize;
+mod core;
 mod epoch;
 mod error;
 mod generation;
 mod host;
 mod imports;
 mod limits;
+mod preview1;
 mod prove;
 mod reload;
 mod snapshot;
+mod stdio;
+mod wasi;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};

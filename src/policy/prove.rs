@@ -13,13 +13,15 @@ use wasmtime::component::types::ComponentItem;
 use super::Options;
 use super::bindings::Requirements;
 use super::body::BodyPort;
-use super::componentize::{self, LIFECYCLE, WASI_REMEDY};
+use super::componentize::{self, FOREIGN_REMEDY, LIFECYCLE, VERSION_REMEDY, WASI_REMEDY};
 use super::epoch::Deadline;
 use super::error::{LoadError, PolicyError, Stage};
 use super::host::{self, Engine, Instance, Template};
 use super::imports::{Call, Identity};
 use super::limits::Limits;
+use super::preview1;
 use super::snapshot;
+use super::wasi;
 use crate::http::head::{self, RequestHead};
 use crate::request::{Id, Origin, Peer, Request};
 
@@ -135,13 +137,19 @@ fn check_imports(component: &Component) -> Result<bool, LoadError> {
     let mut suspends = false;
     for (name, import) in component.component_type().imports(engine) {
         let refuse = |reason: &str| Err(LoadError::new(Stage::Imports, format!("imports {name}: {reason}")));
+        if name == preview1::INTERFACE {
+            continue;
+        }
+        if wasi::is_offered(name) {
+            continue;
+        }
         let Some(rest) = name.strip_prefix("baton:policy/") else {
-            let wasi = name.starts_with("wasi:");
-            return refuse(if wasi { WASI_REMEDY } else { "the gateway offers the interfaces of wit/policy.wit only" });
+            let remedy = if name.starts_with("wasi:") { WASI_REMEDY } else { FOREIGN_REMEDY };
+            return refuse(remedy);
         };
         let (interface, version) = rest.split_once('@').unwrap_or((rest, ""));
         if version != VERSION {
-            return refuse("this version of the gateway speaks baton:policy@0.1.0; build against its wit/policy.wit");
+            return refuse(VERSION_REMEDY);
         }
         if !OFFERED.contains(&interface) {
             return refuse("this version of the gateway does not offer that interface yet; do without it");
