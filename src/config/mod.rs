@@ -7,7 +7,7 @@
 mod fault;
 mod file;
 mod resolve;
-mod units;
+pub(crate) mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

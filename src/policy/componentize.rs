@@ -23,7 +23,7 @@ pub(super) const LIFECYCLE: &str = "baton:policy/lifecycle@0.1.0";
 /// Begins every binary, component or core module.
 const MAGIC: &[u8] = b"\0asm";
 /// A module that exports this passes strings as UTF-16, as AssemblyScript has them.
-const UTF16_MARK: &str = "baton_utf16";
+pub(super) const UTF16_MARK: &str = "baton_utf16";
 
 /// `wit/policy.wit`, and in it the world with everything.
 static CONTRACT: LazyLock<(Resolve, WorldId)> = LazyLock::new(|| {
@@ -37,7 +37,7 @@ static CONTRACT: LazyLock<(Resolve, WorldId)> = LazyLock::new(|| {
 
 /// Makes a component of what a file contains.
 pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
-    let binary = if file.starts_with(MAGIC) { file.to_vec() } else { assemble(file)? };
+    let binary = assemble_if_text(file)?;
     if Parser::is_component(&binary) {
         return Ok(binary);
     }
@@ -46,6 +46,11 @@ pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     core.check_imports()?;
     let module = if core.has_contract { binary } else { core.embed_contract()? };
     ComponentEncoder::default().validate(true).module(&module).map_err(fault)?.encode().map_err(fault)
+}
+
+/// The binary that a file is, or is the text of.
+pub(super) fn assemble_if_text(file: &[u8]) -> Result<Vec<u8>, LoadError> {
+    if file.starts_with(MAGIC) { Ok(file.to_vec()) } else { assemble(file) }
 }
 
 fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {

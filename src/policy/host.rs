@@ -18,6 +18,7 @@ use super::bindings::{Requirements, World, types};
 use super::componentize::{LIFECYCLE, REQUEST_HOOK};
 use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
+use super::gauge::{Gauge, Reading};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 
@@ -33,6 +34,8 @@ struct Machine {
     linker: Linker<State>,
     ticker: Ticker,
     workers: usize,
+    /// Only for [`super::Rehearsal`]: counting costs time.
+    gauge: Option<Gauge>,
 }
 
 /// What a store holds.
@@ -48,17 +51,34 @@ impl Engine {
     /// # Errors
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
+        Self::with(&limits::config(workers), workers, None)
+    }
+
+    /// An engine that counts what guests do, for rehearsals.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn counting() -> Result<Self, EngineError> {
+        Self::with(limits::config(1).consume_fuel(true), 1, Some(Gauge::default()))
+    }
+
+    fn with(config: &wasmtime::Config, workers: usize, gauge: Option<Gauge>) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let wasmtime = wasmtime::Engine::new(&limits::config(workers)).map_err(fault)?;
+        let wasmtime = wasmtime::Engine::new(config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
         World::add_to_linker::<_, HasSelf<Imports>>(&mut linker, |state: &mut State| &mut state.imports)
             .map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
-        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1) })))
+        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, workers: workers.max(1), gauge })))
     }
 
     pub(super) fn workers(&self) -> usize {
         self.0.workers
+    }
+
+    /// Where instances leave what they used; `None` where nothing is counted.
+    pub(super) fn gauge(&self) -> Option<&Gauge> {
+        self.0.gauge.as_ref()
     }
 
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, LoadError> {
@@ -149,6 +169,10 @@ impl Template {
             ticks => Ok(UpdateDeadline::Continue(ticks)),
         });
         store.set_epoch_deadline(deadline.ticks());
+        if self.engine.0.gauge.is_some() {
+            // Never used up: it is the deadline that ends a guest.
+            store.set_fuel(u64::MAX).map_err(|error| PolicyError::Exhausted(error.to_string()))?;
+        }
         let running = self.engine.0.ticker.run();
         let instance =
             if self.suspends { self.pre.instantiate_async(&mut store).await } else { self.pre.instantiate(&mut store) };
@@ -158,6 +182,7 @@ impl Template {
         });
         match on_request {
             Ok((instance, on_request)) => Ok(Instance {
+                reading: self.engine.0.gauge.as_ref().map(|gauge| gauge.begin(store.get_fuel().unwrap_or(0))),
                 store,
                 instance,
                 on_request,
@@ -192,6 +217,16 @@ pub(super) struct Instance {
     engine: Engine,
     suspends: bool,
     calls: u32,
+    reading: Option<Reading>,
+}
+
+/// What an instance used from its beginning on is told when it ends: a rehearsal gives it one call.
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            reading.end(self.store.get_fuel().unwrap_or(0), self.store.data().memory.bytes());
+        }
+    }
 }
 
 impl Instance {

@@ -28,18 +28,25 @@ mod body;
 mod componentize;
 mod epoch;
 mod error;
+mod gauge;
 mod generation;
 mod host;
 mod imports;
+mod inspect;
 mod limits;
 mod prove;
+mod rehearsal;
 mod reload;
 mod snapshot;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
+pub(crate) use error::escape;
+pub use gauge::Used;
 pub use generation::{Digest, Generation};
 pub use host::Engine;
+pub use inspect::{Inspection, Sizes, inspect};
+pub use rehearsal::{Rehearsal, Rehearsed, Speed, Speeds};
 pub use reload::Watcher;
 
 /// What decides when the policy itself fails.
