@@ -68,7 +68,10 @@ fn a_decision_is_printed_with_what_it_took_beside_its_limits() {
         assert_eq!(tested(&wat("answers.wat"), &[]).1["fuel"], fuel, "the same in each run");
     }
     let (code, object) = tested(&wat("answers.wat"), &["--deadline", "7ms", "--memory-max", "2MiB"]);
-    assert_eq!((code, &object["limits"]["time_us"], &object["limits"]["memory"]), (Some(0), &json!(7000), &json!(2 << 20)));
+    assert_eq!(
+        (code, &object["limits"]["time_us"], &object["limits"]["memory"]),
+        (Some(0), &json!(7000), &json!(2 << 20))
+    );
 }
 
 #[test]
@@ -85,7 +88,7 @@ fn a_policy_that_fails_says_where_and_ends_with_1() {
     assert!(object["error"].as_str().expect("text").starts_with("trap: "), "{object}");
     let (code, object) = tested(&wat("spins.wat"), &["--deadline", "20ms"]);
     assert!(code == Some(1) && object["error"].as_str().expect("text").starts_with("deadline of 20ms"), "{object}");
-    assert!(object["fuel"].as_u64().expect("a number") > 100_000, "{object}");
+    assert_eq!(object["fuel"], Value::Null, "nobody counted: {object}");
     let (code, object) = tested(&wat("bad_status.wat"), &[]);
     assert!(code == Some(1) && object["error"].as_str().expect("text").starts_with("bad value: "), "{object}");
 }
@@ -110,7 +113,8 @@ fn people_read_text() {
     let request = put(folder.path(), "a.http", REQUEST);
     let output = policy(&["test", &wat("answers.wat").display().to_string(), "--request", &request]);
     let said = text(&output.stdout);
-    for word in ["a.http: GET /v1/chat", "respond", "time ", " µs of 5000 µs", "memory  64.0 KiB of 32.0 MiB", "fuel "] {
+    for word in ["a.http: GET /v1/chat", "respond", "time ", " µs of 5000 µs", "memory  64.0 KiB of 32.0 MiB", "fuel "]
+    {
         assert!(said.contains(word), "{word}: {said}");
     }
 }
@@ -197,9 +201,12 @@ fn a_request_that_no_policy_would_see_is_told_by_line_and_byte() {
     let folder = folder();
     let module = wat("answers.wat").display().to_string();
     for (contents, fault) in [
-        ("GET / HTTP/1.1\r\nHost: x\r\nA : 1\r\n\r\n", "bad.http:3: byte 25: a malformed field line; the gateway answers 400"),
+        (
+            "GET / HTTP/1.1\r\nHost: x\r\nA : 1\r\n\r\n",
+            "bad.http:3: byte 25: a malformed field line; the gateway answers 400",
+        ),
         ("GET / HTTP/1.1\r\nHost: x\r\n", "bad.http:3: byte 25: the empty line that ends a head is missing"),
-        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhello", "bad.http:5: byte 51: the body ends here"),
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhello", "bad.http:5: byte 52: the body ends here"),
     ] {
         let request = put(folder.path(), "bad.http", contents);
         let output = policy(&["test", &module, "--request", &request]);
@@ -313,9 +320,8 @@ fn decisions_are_shown_as_they_are_made() {
     for name in ["first.wat", "second.wat"] {
         std::fs::copy(wat("logs.wat"), folder.path().join(name)).expect("copied");
     }
-    let mut gateway = Gateway::start_in(folder, WATCHED, |command| {
-        command.args(["--watch-log", "first"]).stdout(Stdio::piped())
-    });
+    let mut gateway =
+        Gateway::start_in(folder, WATCHED, |command| command.args(["--watch-log", "first"]).stdout(Stdio::piped()));
     let shown = Lines::read(gateway.child.stdout.take().expect("piped"));
     gateway.status("/second/a");
     gateway.status("/b?c=d");

@@ -59,7 +59,11 @@ impl<S: Subscriber> Layer<S> for Watch {
                 self.show(&format!("{now}  {line}  {decision}  {decide_us} µs{annotations}  #{generation}\n{below}"));
             }
             POLICY => {
-                let line = format!("              {:<5} {}\n", event.metadata().level().to_string().to_lowercase(), said.message);
+                let line = format!(
+                    "              {:<5} {}\n",
+                    event.metadata().level().to_string().to_lowercase(),
+                    said.message
+                );
                 if said.request.is_empty() || waiting.len() >= WAITING_COUNT_MAX {
                     self.show(&line);
                 } else {

@@ -130,10 +130,16 @@ impl Found {
         let written_in = |text: &str| self.languages.iter().any(|language| language.starts_with(text));
         let marks = [
             ("Python", made_by("componentize-py") || holds("componentize-py") || holds("componentize_py")),
-            ("JavaScript", made_by("componentize-js") || holds("QuickJS") || holds("quickjs") || holds("StarlingMonkey")),
+            (
+                "JavaScript",
+                made_by("componentize-js") || holds("QuickJS") || holds("quickjs") || holds("StarlingMonkey"),
+            ),
             ("AssemblyScript", self.exports_utf16_mark || written_in("AssemblyScript")),
             ("Go", written_in("Go") || holds("go.buildinfo") || holds("runtime.gcStart")),
-            ("Rust", written_in("Rust") || made_by("rustc") || made_by("wit-bindgen-rust") || holds("wit-bindgen-rust")),
+            (
+                "Rust",
+                written_in("Rust") || made_by("rustc") || made_by("wit-bindgen-rust") || holds("wit-bindgen-rust"),
+            ),
             ("C++", written_in("C_plus_plus")),
             ("C", written_in("C") || made_by("clang") || made_by("zig")),
         ];

@@ -40,8 +40,8 @@ mod reload;
 mod snapshot;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
-pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
 pub(crate) use error::escape;
+pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage};
 pub use gauge::Used;
 pub use generation::{Digest, Generation};
 pub use host::Engine;

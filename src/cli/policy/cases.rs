@@ -59,7 +59,8 @@ fn read_below(requests: &Path, expectations: &Path, prefix: &str, sets: &mut Vec
             }
         } else if let Some(case) = name.strip_suffix(".http") {
             let file = expectations.join(format!("{case}.json"));
-            let expected = super::json(&file).map_err(|error| format!("{}: no expectation: {error}", path.display()))?;
+            let expected =
+                super::json(&file).map_err(|error| format!("{}: no expectation: {error}", path.display()))?;
             set.cases.push(Case { name: format!("{prefix}{case}"), request: path, expected });
         }
     }
@@ -83,9 +84,12 @@ fn read_below(requests: &Path, expectations: &Path, prefix: &str, sets: &mut Vec
 fn refused(folder: &Path, prefix: &str) -> Result<Vec<Refused>, String> {
     let mut out = Vec::new();
     for path in entries(folder)? {
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".json")) else { continue };
+        let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".json")) else {
+            continue;
+        };
         let case = super::json(&path)?;
-        let faults = case["faults"].as_array().map(|all| all.iter().filter_map(Value::as_str).map(str::to_owned).collect());
+        let faults =
+            case["faults"].as_array().map(|all| all.iter().filter_map(Value::as_str).map(str::to_owned).collect());
         match (case.get("config"), faults) {
             (Some(config), Some(faults)) => {
                 out.push(Refused { name: format!("{prefix}{name}"), config: config.clone(), faults });

@@ -16,7 +16,10 @@ pub(super) fn to_json(decision: &Decision) -> Value {
             put("data", text(&handoff.data));
             put("metadata", pairs(&handoff.metadata));
             let head = handoff.response_head.as_ref();
-            put("response_head", head.map_or(Value::Null, |h| json!({"status": h.status, "headers": fields(&h.headers)})));
+            put(
+                "response_head",
+                head.map_or(Value::Null, |h| json!({"status": h.status, "headers": fields(&h.headers)})),
+            );
             put("response_body", text(&handoff.response_body));
             put("include_head", handoff.include_head.into());
             let relay = match handoff.relay {
@@ -25,7 +28,10 @@ pub(super) fn to_json(decision: &Decision) -> Value {
                 RelayMode::Never => "never",
             };
             put("relay", relay.into());
-            put("timeout_ms", handoff.timeout.map_or(Value::Null, |t| json!(u64::try_from(t.as_millis()).unwrap_or(u64::MAX))));
+            put(
+                "timeout_ms",
+                handoff.timeout.map_or(Value::Null, |t| json!(u64::try_from(t.as_millis()).unwrap_or(u64::MAX))),
+            );
             put("alternates", json!(handoff.alternates));
         }
         Action::Pass(Edits { remove, set, append }) => {

@@ -56,7 +56,11 @@ pub fn run(args: Inspect) -> anyhow::Result<ExitCode> {
     }
     let most = sizes.memory_max.map_or_else(|| "as much as it may have".to_owned(), bytes);
     let imports = if found.imports.is_empty() { "nothing".to_owned() } else { found.imports.join(", ") };
-    print(&format!("{name}\n  language  {}\n  hooks     {}\n  imports   {imports}", found.language, found.hooks.join(", ")));
+    print(&format!(
+        "{name}\n  language  {}\n  hooks     {}\n  imports   {imports}",
+        found.language,
+        found.hooks.join(", ")
+    ));
     let (file, code, data) = (bytes(sizes.file as u64), bytes(sizes.code as u64), bytes(sizes.data as u64));
     print(&format!("  sizes     file {file}, code {code}, data {data}"));
     print(&format!("  memory    {} at the beginning, at most {most}", bytes(sizes.memory_initial)));

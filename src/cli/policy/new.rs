@@ -53,7 +53,10 @@ pub fn run(args: New) -> anyhow::Result<ExitCode> {
     let language = language.unwrap_or_default();
     let Some((_, files)) = TEMPLATES.iter().find(|(name, _)| *name == language) else {
         let known: Vec<_> = TEMPLATES.iter().map(|(name, _)| *name).collect();
-        return Ok(usage(&format!("this program was built without a template for {language}; it has {}", known.join(", "))));
+        return Ok(usage(&format!(
+            "this program was built without a template for {language}; it has {}",
+            known.join(", ")
+        )));
     };
     let dir = args.dir.display();
     match std::fs::read_dir(&args.dir) {
@@ -71,7 +74,9 @@ pub fn run(args: New) -> anyhow::Result<ExitCode> {
     let own = files.iter().map(|file| file.path).filter(|path| !path.starts_with("cases/"));
     print(&format!("{dir}: a policy in {language}, {} files", files.len()));
     print(&format!("  {} cases/", own.collect::<Vec<_>>().join(" ")));
-    print(&format!("next:\n  cd {dir}\n  make test   # builds policy.wasm and runs its cases\n  make run    # a gateway that shows each decision"));
+    print(&format!(
+        "next:\n  cd {dir}\n  make test   # builds policy.wasm and runs its cases\n  make run    # a gateway that shows each decision"
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

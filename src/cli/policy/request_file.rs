@@ -115,7 +115,9 @@ fn read_body(head: &RequestHead, bytes: &[u8]) -> Result<Vec<u8>, (usize, String
 
 fn missing(framing: Framing, found: usize) -> String {
     match framing {
-        Framing::Length(length) => format!("the body ends here, {found} bytes of the {length} that Content-Length says"),
+        Framing::Length(length) => {
+            format!("the body ends here, {found} bytes of the {length} that Content-Length says")
+        }
         _ => "the body ends here, in the middle of its chunks".to_owned(),
     }
 }
@@ -152,9 +154,9 @@ mod tests {
         let chunked = read(&format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"));
         assert_eq!(chunked.expect("whole").body, b"hello");
         let short = refused(&format!("{head}Content-Length: 9\r\n\r\nhello"));
-        assert!(short.starts_with("5: byte 51: the body ends here, 5 bytes of the 9"), "{short}");
+        assert!(short.starts_with("5: byte 52: the body ends here, 5 bytes of the 9"), "{short}");
         let long = refused(&format!("{head}Content-Length: 2\r\n\r\nhello"));
-        assert!(long.starts_with("5: byte 48: 3 bytes behind the request's end"), "{long}");
+        assert!(long.starts_with("5: byte 49: 3 bytes behind the request's end"), "{long}");
         assert!(read(&format!("{head}Content-Length: 5\r\n\r\nhello\n")).is_ok(), "an editor's last line feed");
         assert!(read("GET / HTTP/1.1\nHost: x\n\n").expect("whole").note.is_some());
     }

@@ -12,7 +12,7 @@ use super::request_file::RequestFile;
 use super::{Health, Module, decision, print, usage};
 use crate::decision::Action;
 use crate::log::{Line, capture};
-use crate::policy::{Engine, LoadError, Options, Rehearsal, Rehearsed, Stage};
+use crate::policy::{Engine, LoadError, Options, PolicyError, Rehearsal, Rehearsed, Stage};
 
 /// Asks a policy about requests, and compares what it decides.
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,8 @@ impl Desk {
     fn ask(&self, module: &Module, rehearsal: &Rehearsal, file: RequestFile) -> Asked {
         let (rehearsed, log) =
             capture(Level::TRACE, || self.runtime.block_on(rehearsal.on_request(&file.request, &file.body)));
-        let refusal = rehearsed.decision.as_ref().ok().and_then(|decision| refusal(module, rehearsal, &decision.action));
+        let refusal =
+            rehearsed.decision.as_ref().ok().and_then(|decision| refusal(module, rehearsal, &decision.action));
         Asked { file, rehearsed, log, refusal }
     }
 
@@ -107,7 +108,9 @@ impl Desk {
         if let Some(expected) = &mut expected {
             if expected.len() != args.requests.len() {
                 let (wanted, given) = (args.requests.len(), expected.len());
-                return Ok(usage(&format!("--expect holds {given} decisions for {wanted} requests: write a list of them")));
+                return Ok(usage(&format!(
+                    "--expect holds {given} decisions for {wanted} requests: write a list of them"
+                )));
             }
             expected.reverse();
         }
@@ -233,13 +236,19 @@ impl Asked {
         }
     }
 
+    /// What a guest has used since its last call or return is not written down when the deadline ends it.
+    fn fuel(&self) -> Option<u64> {
+        let ended = matches!(self.rehearsed.decision, Err(PolicyError::Deadline { .. }));
+        (!ended).then_some(self.rehearsed.used.fuel)
+    }
+
     fn to_json(&self, options: &Options) -> Value {
         let Rehearsed { decision, used } = &self.rehearsed;
         let log: Vec<_> = self.log.iter().map(|l| json!({"level": l.level, "message": l.message})).collect();
         let mut object = json!({
             "decision": decision.as_ref().map_or(Value::Null, decision::to_json),
             "time_us": micros(used.time),
-            "fuel": used.fuel,
+            "fuel": self.fuel(),
             "memory": used.memory_bytes,
             "limits": {
                 "time_us": micros(options.deadline),
@@ -278,12 +287,12 @@ impl Asked {
         }
         let bytes = |count: usize| super::bytes(count as u64);
         out += &format!(
-            "\n  time    {} µs of {} µs\n  memory  {} of {}\n  fuel    {} instructions",
+            "\n  time    {} µs of {} µs\n  memory  {} of {}\n  fuel    {}",
             micros(used.time),
             micros(options.deadline),
             bytes(used.memory_bytes),
             bytes(options.memory_bytes_max),
-            used.fuel
+            self.fuel().map_or_else(|| "unknown: it never came back".to_owned(), |fuel| format!("{fuel} instructions")),
         );
         if let Some(note) = self.file.note {
             out += &format!("\n  file    {note}");
