@@ -261,6 +261,10 @@ fn wrong_uses_end_with_2_and_bad_modules_with_64() {
     assert!(text(&output.stderr).contains("neither on_request nor"), "{output:?}");
 }
 
+fn wat_to_binary(text: &str) -> Vec<u8> {
+    ::wat::parse_str(text).expect("well-formed")
+}
+
 #[test]
 fn a_module_is_inspected() {
     let output = policy(&["inspect", "--json", &wat("many_hooks.wat").display().to_string()]);
@@ -275,6 +279,18 @@ fn a_module_is_inspected() {
     let output = policy(&["inspect", "--json", &wat("logs.wat").display().to_string()]);
     let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(object["imports"].as_array().expect("a list").contains(&json!("log.write")), "{object}");
+    let folder = folder();
+    let marked = std::fs::read_to_string(wat("passes.wat")).expect("there").replacen(
+        "(module",
+        "(module (func (export \"baton_language_C\"))",
+        1,
+    );
+    let binary = wat_to_binary(&marked);
+    let file = folder.path().join("marked.wasm");
+    std::fs::write(&file, binary).expect("written");
+    let object: Value =
+        serde_json::from_slice(&policy(&["inspect", "--json", &file.display().to_string()]).stdout).expect("JSON");
+    assert_eq!(object["language"], "C");
     let said = text(&policy(&["inspect", &wat("logs.wat").display().to_string()]).stdout);
     assert!(said.contains("imports   log.") && said.contains("64.0 KiB at the beginning"), "{said}");
 }

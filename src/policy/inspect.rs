@@ -10,6 +10,9 @@ use super::generation::Digest;
 use super::host::Engine;
 use super::prove;
 
+/// An export that begins so names the language behind it, where a toolchain leaves no mark of its own.
+const LANGUAGE_MARK: &str = "baton_language_";
+
 /// What stands in a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
@@ -68,6 +71,7 @@ struct Found {
     languages: BTreeSet<String>,
     tools: BTreeSet<String>,
     exports_utf16_mark: bool,
+    mark: Option<String>,
 }
 
 impl Found {
@@ -100,7 +104,9 @@ impl Found {
                 }
                 Payload::ExportSection(section) => {
                     for export in section {
-                        self.exports_utf16_mark |= export?.name == UTF16_MARK;
+                        let name = export?.name;
+                        self.exports_utf16_mark |= name == UTF16_MARK;
+                        self.mark = name.strip_prefix(LANGUAGE_MARK).map(str::to_owned).or(self.mark.take());
                     }
                 }
                 Payload::CustomSection(section) if section.name() == "producers" => {
@@ -143,6 +149,9 @@ impl Found {
             ("C++", written_in("C_plus_plus")),
             ("C", written_in("C") || made_by("clang") || made_by("zig")),
         ];
+        if let Some(mark) = &self.mark {
+            return mark.clone();
+        }
         let found = marks.into_iter().find(|&(_, is_it)| is_it).map(|(language, _)| language.to_owned());
         let named = || self.languages.iter().next().cloned();
         found.or_else(named).unwrap_or_else(|| "unknown".to_owned())

@@ -11,7 +11,7 @@ use std::{env, fs, io};
 
 /// Languages, as `--lang` has them.
 const LANGUAGES: [&str; 6] = ["rust", "go", "assemblyscript", "c", "javascript", "python"];
-/// What a build leaves behind begins so.
+/// What a build leaves behind.
 const LEFT_BEHIND: [&str; 5] = ["target", "node_modules", "build", "__pycache__", ".venv"];
 
 /// Where each file goes in the project, and where it comes from.
@@ -61,7 +61,7 @@ fn add(from: &Path, into: &str, files: &mut Files) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let name = entry.file_name().into_string().expect("names of files are text");
-        if LEFT_BEHIND.iter().any(|start| name.starts_with(start)) || name.ends_with(".wasm") {
+        if LEFT_BEHIND.contains(&name.as_str()) || name.ends_with(".wasm") {
             continue;
         }
         let below = if into.is_empty() { name } else { format!("{into}/{name}") };
