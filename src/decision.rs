@@ -126,6 +126,24 @@ impl Action {
     }
 }
 
+/// One line for people: what shall happen, and the figures that tell one from the other.
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Abort => f.write_str("abort"),
+            Self::Handoff(handoff) => {
+                write!(f, "handoff to {} with {} bytes", handoff.target.escape_debug(), handoff.data.len())
+            }
+            Self::Pass(edits) if edits.is_empty() => f.write_str("pass"),
+            Self::Pass(edits) => {
+                let Edits { remove, set, append } = edits;
+                write!(f, "pass with {} fields edited", remove.len() + set.len() + append.len())
+            }
+            Self::Respond(respond) => write!(f, "respond {} with {} bytes", respond.status, respond.body.len()),
+        }
+    }
+}
+
 /// A policy's answer in one phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {

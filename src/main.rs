@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use baton::cli;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 /// An HTTP front server that hands clients over to daemons, as WebAssembly policies decide.
 ///
@@ -25,21 +25,28 @@ struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Check(cli::check::Check),
+    Completions(cli::completions::Completions),
     Demo(cli::demo::Demo),
     #[command(hide = true)]
     DemoDaemon(cli::demo::Daemon),
+    Man(cli::completions::Man),
+    Policy(cli::policy::Policy),
     Receive(cli::receive::Receive),
     Run(cli::run::Run),
 }
 
 fn main() -> ExitCode {
     let Arguments { log_format, log_level, command } = Arguments::parse();
-    // A check is silent when all is well.
-    let usual = if matches!(command, Command::Check(_)) { "warn" } else { "info" };
+    // A check is silent when all is well, and an author's tools say themselves what there is to say.
+    let usual = if matches!(command, Command::Check(_) | Command::Policy(_)) { "warn" } else { "info" };
+    let watched = match &command {
+        Command::Run(args) => args.watched(),
+        _ => None,
+    };
     let log = match &command {
         // It decides about signals before any thread is begun, and writes what it has to say itself.
         Command::Receive(_) => None,
-        _ => match baton::log::begin(log_format, log_level.as_deref(), usual) {
+        _ => match baton::log::begin(log_format, log_level.as_deref(), usual, watched) {
             Ok(log) => Some(log),
             Err(error) => {
                 eprintln!("baton: {error}");
@@ -49,8 +56,11 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Check(args) => cli::check::run(args),
+        Command::Completions(args) => cli::completions::completions(args, Arguments::command()),
         Command::Demo(args) => cli::demo::run(args),
         Command::DemoDaemon(args) => cli::demo::daemon(args),
+        Command::Man(args) => cli::completions::man(args, Arguments::command()),
+        Command::Policy(args) => cli::policy::run(args),
         Command::Receive(args) => cli::receive::run(args),
         Command::Run(args) => cli::run::run(args),
     };

@@ -47,7 +47,7 @@ fn every_command_explains_itself() {
     for code in ["0 asked to stop", "1 failed while running", "2 usage", "64 bad configuration or policy"] {
         assert!(help.contains(code), "{help}");
     }
-    for command in ["check", "demo", "receive", "run"] {
+    for command in ["check", "completions", "demo", "man", "policy", "receive", "run"] {
         let output = run(baton().args([command, "--help"]));
         let own = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{command}");

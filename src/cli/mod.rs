@@ -3,7 +3,9 @@
 //! Exit codes: 0 asked to stop, 1 failed while running, 2 usage, 64 bad configuration or policy.
 
 pub mod check;
+pub mod completions;
 pub mod demo;
+pub mod policy;
 pub mod receive;
 pub mod run;
 

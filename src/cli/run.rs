@@ -15,6 +15,16 @@ pub struct Run {
     /// The configuration [default: baton.toml here, else /etc/baton/baton.toml]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Show each decision of this policy on standard output as it is made, and what it logs, at every level
+    #[arg(long, value_name = "POLICY")]
+    watch_log: Option<String>,
+}
+
+impl Run {
+    /// The policy that is watched.
+    pub fn watched(&self) -> Option<&str> {
+        self.watch_log.as_deref()
+    }
 }
 
 /// Runs the command.
@@ -22,7 +32,17 @@ pub struct Run {
 /// # Errors
 /// What the system refuses.
 pub fn run(args: Run) -> anyhow::Result<ExitCode> {
-    serve(&super::configuration(args.config), |_| ())
+    let file = super::configuration(args.config);
+    if let Some(watched) = &args.watch_log
+        && let Ok(config) = Config::read(&file)
+    {
+        let names: Vec<_> = config.policies.iter().map(|policy| &*policy.options.name).collect();
+        if !names.contains(&watched.as_str()) {
+            super::say(&format!("baton: --watch-log {watched}: the configuration has {}", names.join(", ")));
+            return Ok(ExitCode::from(2));
+        }
+    }
+    serve(&file, |_| ())
 }
 
 /// Serves what `file` says until told to end; `ready` is called when every address accepts.

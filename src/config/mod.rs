@@ -8,7 +8,7 @@ mod fault;
 mod file;
 mod resolve;
 mod services;
-mod units;
+pub(crate) mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What shall happen with a request: its policies are asked in turn, then its route's default.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::account::say_failed;
 use super::{Serving, hand_over};
@@ -39,8 +40,11 @@ impl Serving<'_> {
     ) -> Result<(Decided<'r>, Option<Arc<Generation>>), Denied> {
         for policy in &route.policies {
             let generation = policy.current();
-            let began = self.line.clock();
+            let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
             let result = self.ask(&generation, request, exchange).await;
+            if is_watched() {
+                tell(&generation, request, &result, began.map_or(0, |began| micros(began.elapsed())));
+            }
             self.line.set(|r| {
                 r.policy = Some(Arc::clone(generation.policy()));
                 r.generation = Some(generation.number());
@@ -171,6 +175,31 @@ impl Serving<'_> {
             });
         });
     }
+}
+
+/// Whether somebody wants to see decisions as they are made (`baton run --watch-log`).
+fn is_watched() -> bool {
+    tracing::enabled!(target: "decision", tracing::Level::INFO)
+}
+
+/// Tells whoever watches what a policy decided.
+fn tell(generation: &Generation, request: &Request, result: &Result<Decision, PolicyError>, decide_us: u64) {
+    let (decision, annotations) = match result {
+        Ok(Decision { action, annotations, .. }) => (action.to_string(), &annotations[..]),
+        Err(error) => (format!("FAILED {error}"), &[][..]),
+    };
+    let annotations: Vec<_> =
+        annotations.iter().map(|(key, value)| format!("{}={}", key.escape_debug(), value.escape_debug())).collect();
+    tracing::info!(
+        target: "decision",
+        policy = &**generation.policy(),
+        generation = generation.number(),
+        request = %request.id,
+        line = format_args!("{} {}", request.head.method(), request.head.target()),
+        decision,
+        decide_us,
+        annotations = annotations.join(" "),
+    );
 }
 
 /// Whether the next policy is asked although this one failed. Where the gateway had no room for another instance,

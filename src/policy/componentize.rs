@@ -26,7 +26,7 @@ pub(super) const LIFECYCLE: &str = "baton:policy/lifecycle@0.1.0";
 /// Begins every binary, component or core module.
 const MAGIC: &[u8] = b"\0asm";
 /// A module that exports this passes strings as UTF-16, as AssemblyScript has them.
-const UTF16_MARK: &str = "baton_utf16";
+pub(super) const UTF16_MARK: &str = "baton_utf16";
 
 /// All that there is: what of it is offered, the engine says.
 const FEATURES: WasmFeatures = WasmFeatures::all();
@@ -43,7 +43,7 @@ static CONTRACT: LazyLock<(Resolve, WorldId)> = LazyLock::new(|| {
 
 /// Makes a component of what a file contains.
 pub(super) fn componentize(file: &[u8]) -> Result<Vec<u8>, LoadError> {
-    let binary = if file.starts_with(MAGIC) { file.to_vec() } else { assemble(file)? };
+    let binary = assemble_if_text(file)?;
     if Parser::is_component(&binary) {
         return Ok(binary);
     }
@@ -70,6 +70,11 @@ fn fault(error: anyhow::Error) -> LoadError {
         ""
     };
     LoadError::new(Stage::Componentize, format!("{said}{remedy}"))
+}
+
+/// The binary that a file is, or is the text of.
+pub(super) fn assemble_if_text(file: &[u8]) -> Result<Vec<u8>, LoadError> {
+    if file.starts_with(MAGIC) { Ok(file.to_vec()) } else { assemble(file) }
 }
 
 fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {

@@ -241,7 +241,7 @@ fn demangled(name: &str) -> String {
 }
 
 /// `text` with control characters in their escaped form, so that it can neither end a line nor move a cursor.
-pub(super) fn escape(text: &str) -> Cow<'_, str> {
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(char::is_control) {
         return Cow::Borrowed(text);
     }

@@ -18,6 +18,7 @@ use super::bindings::{Requirements, World, types};
 use super::componentize::{LIFECYCLE, REQUEST_HOOK};
 use super::epoch::{Deadline, Ticker};
 use super::error::{BadValue, EngineError, LoadError, Place, PolicyError, Stage, one_line};
+use super::gauge::{Gauge, Reading};
 use super::imports::{Call, Identity, Imports};
 use super::limits::{self, Limits, MemoryLimit};
 use super::preview1;
@@ -42,6 +43,8 @@ struct Machine {
     ticker: Ticker,
     registry: Arc<Registry>,
     workers: usize,
+    /// Only for [`super::Rehearsal`]: counting costs time.
+    gauge: Option<Gauge>,
 }
 
 /// What a store holds.
@@ -73,8 +76,20 @@ impl Engine {
     /// # Errors
     /// Where the operating system denies address space or a thread.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
+        Self::with(&limits::config(workers), workers, None)
+    }
+
+    /// An engine that counts what guests do, for rehearsals.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn counting() -> Result<Self, EngineError> {
+        Self::with(limits::config(1).consume_fuel(true), 1, Some(Gauge::default()))
+    }
+
+    fn with(config: &wasmtime::Config, workers: usize, gauge: Option<Gauge>) -> Result<Self, EngineError> {
         let fault = |error: wasmtime::Error| EngineError::Wasmtime(one_line(&format!("{error:#}")));
-        let mut config = limits::config(workers);
+        let mut config = config.clone();
         config.cache(cache::open());
         let wasmtime = wasmtime::Engine::new(&config).map_err(fault)?;
         let mut linker = Linker::new(&wasmtime);
@@ -82,7 +97,8 @@ impl Engine {
             .map_err(fault)?;
         preview1::add_to_linker(&mut linker).map_err(fault)?;
         let ticker = Ticker::start(wasmtime.clone()).map_err(EngineError::Thread)?;
-        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, registry: Arc::default(), workers: workers.max(1) })))
+        let registry = Arc::default();
+        Ok(Self(Arc::new(Machine { wasmtime, linker, ticker, registry, workers: workers.max(1), gauge })))
     }
 
     /// What policies may ask of the gateway from here on.
@@ -101,6 +117,11 @@ impl Engine {
 
     pub(super) fn workers(&self) -> usize {
         self.0.workers
+    }
+
+    /// Where instances leave what they used; `None` where nothing is counted.
+    pub(super) fn gauge(&self) -> Option<&Gauge> {
+        self.0.gauge.as_ref()
     }
 
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, LoadError> {
@@ -233,6 +254,10 @@ impl Template {
             ticks => Ok(UpdateDeadline::Continue(ticks)),
         });
         store.set_epoch_deadline(deadline.ticks());
+        if self.engine.0.gauge.is_some() {
+            // Never used up: it is the deadline that ends a guest.
+            store.set_fuel(u64::MAX).expect("an engine with a gauge counts");
+        }
         store
     }
 
@@ -247,6 +272,7 @@ impl Template {
         });
         match on_request {
             Ok((instance, on_request)) => Ok(Instance {
+                reading: self.engine.0.gauge.as_ref().map(|gauge| gauge.begin(store.get_fuel().unwrap_or(0))),
                 store,
                 instance,
                 on_request,
@@ -282,7 +308,17 @@ pub(super) struct Instance {
     engine: Engine,
     suspends: bool,
     calls: u32,
+    reading: Option<Reading>,
     _alive: Alive,
+}
+
+/// What an instance used from its beginning on is told when it ends: a rehearsal gives it one call.
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            reading.end(self.store.get_fuel().unwrap_or(0), self.store.data().memory.bytes());
+        }
+    }
 }
 
 /// One call of a hook: what it is called with, and the request that its imports show.

@@ -87,6 +87,11 @@ impl MemoryLimit {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, bytes: 0, refused: None }
     }
+
+    /// What the guest has.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl wasmtime::ResourceLimiter for MemoryLimit {

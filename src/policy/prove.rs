@@ -132,6 +132,19 @@ pub(super) fn prove(
     }
 }
 
+/// What can be said of a component that was not run.
+pub(super) struct Examined {
+    /// Names of the hooks that it exports, as in `wit/policy.wit`.
+    pub(super) hooks: Vec<&'static str>,
+}
+
+/// Compiles and looks at it: does it export what it must, and import only what it may?
+pub(super) fn examine(engine: &Engine, component: &[u8]) -> Result<Examined, LoadError> {
+    let component = engine.compile(component)?;
+    check_imports(&component)?;
+    Ok(Examined { hooks: find_hooks(&component)? })
+}
+
 fn configure(
     instance: &mut Instance,
     options: &Options,
