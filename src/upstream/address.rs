@@ -62,7 +62,7 @@ impl Address {
         };
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let has_user = authority.contains('@');
-        let has_bad_port = uri.port_u16().is_none() && authority.trim_start_matches(host) != "";
+        let has_bad_port = uri.port_u16().is_none() && !authority.trim_start_matches(host).is_empty();
         if has_user || has_bad_port || uri.port_u16() == Some(0) {
             return Err(malformed());
         }
