@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
 
 use crate::admission::Admission;
 use crate::connection::Worker;
@@ -19,6 +20,8 @@ pub struct View {
     pub policies: ArcSwap<Policies>,
     /// Configurations that were read while the gateway ran.
     pub configuration: Reloads,
+    /// Held by whoever changes what is in force, so that nobody's change is lost in another's.
+    pub turn: Mutex<()>,
     engine: Engine,
     counts: Vec<Arc<Counts>>,
     admission: Arc<Admission>,
@@ -52,8 +55,8 @@ impl View {
         worker: Option<Arc<Worker>>,
     ) -> Self {
         let policies = ArcSwap::from_pointee(policies);
-        let (configuration, is_draining) = (Reloads::default(), AtomicBool::new(false));
-        Self { policies, configuration, engine, counts, admission, worker, is_draining }
+        let (configuration, turn, is_draining) = (Reloads::default(), Mutex::default(), AtomicBool::new(false));
+        Self { policies, configuration, turn, engine, counts, admission, worker, is_draining }
     }
 
     /// From now on no client is accepted.
