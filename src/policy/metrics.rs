@@ -242,7 +242,11 @@ pub(super) fn expose(policies: &[(&str, &Metrics)], out: &mut Exposition) {
             "Records of policies without a place for their series (metric_series_max).",
             (|metrics| &metrics.dropped) as fn(&Metrics) -> &AtomicU64,
         ),
-        ("baton_gateway_policy_metrics_refused_total", "Records of policies whose name or labels cannot be used.", |m| &m.refused),
+        (
+            "baton_gateway_policy_metrics_refused_total",
+            "Records of policies whose name or labels cannot be used.",
+            |m| &m.refused,
+        ),
     ] {
         out.family(name, Kind::Counter, help);
         for (policy, metrics) in policies {
