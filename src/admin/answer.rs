@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::View;
 use crate::background;
+use crate::http::path::{Plus, decode};
 use crate::metrics;
 use crate::policy::{Policy, Reload, RollbackError, Status};
 
@@ -58,7 +59,7 @@ pub(super) async fn answer(view: &Arc<View>, request: &Request<Incoming>) -> Ans
     }
     // A configuration that is being read would replace the policy that this is done to, and undo it.
     let _turn = view.turn.lock().await;
-    let Some(policy) = view.policies.load().get(name).map(Arc::clone) else {
+    let Some(policy) = view.policies.load().get(&decode(name, Plus::Literal)).map(Arc::clone) else {
         return problem(StatusCode::NOT_FOUND, "no policy has that name");
     };
     if act == "reload" { reload(policy).await } else { rollback(policy).await }
