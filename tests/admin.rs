@@ -170,11 +170,10 @@ impl Figures {
             } else if !line.starts_with('#') {
                 let (series, value) = line.rsplit_once(' ').expect("a value");
                 let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-                let own = match (&*family.1, name.strip_prefix(&family.0)) {
-                    ("histogram", Some("_bucket" | "_sum" | "_count")) => true,
-                    ("counter" | "gauge", Some("")) => true,
-                    _ => false,
-                };
+                let own = matches!(
+                    (&*family.1, name.strip_prefix(&family.0)),
+                    ("histogram", Some("_bucket" | "_sum" | "_count")) | ("counter" | "gauge", Some(""))
+                );
                 assert!(own && helped.is_none(), "{line} stands behind {family:?}");
                 let labels = labels.strip_suffix('}').expect("a bracket");
                 let names = labels.split("\",").filter(|pair| !pair.is_empty());
@@ -239,7 +238,10 @@ fn outcome(word: &str) -> String {
     format!("baton_gateway_requests_total{{outcome=\"{word}\"}}")
 }
 
-/// A path for each outcome, and a guest that counts.
+const OUTCOMES: [&str; 8] =
+    ["aborted", "client-error", "client-gone", "handed-off", "policy-error", "refused", "responded", "unanswered"];
+
+/// A path for each outcome.
 const EVERY_OUTCOME: &str = r#"
 LISTEN
 [handoff]
@@ -313,12 +315,7 @@ fn figures_agree_with_the_access_log_after_every_outcome() {
         now.have_not_fallen_since(&last);
         let sum = |key: &str| log.iter().filter_map(|line| line[key].as_f64()).sum::<f64>();
         let lines = |key: &str| log.iter().filter(|line| line[key].is_u64()).count() as f64;
-        for word in ["aborted", "client-error", "client-gone", "handed-off"].into_iter().chain([
-            "policy-error",
-            "refused",
-            "responded",
-            "unanswered",
-        ]) {
+        for word in OUTCOMES {
             let logged = log.iter().filter(|line| line["outcome"] == word).count() as f64;
             assert_eq!((now.of(&outcome(word)), logged), (round as f64, round as f64), "{word}: {log:#?}");
         }
@@ -806,6 +803,10 @@ fn the_address_moves_with_the_configuration() {
     let figures = still.figures();
     assert_eq!(figures.of("baton_gateway_configuration_reloads_total{result=\"done\"}"), 3.0);
     assert_eq!(figures.of("baton_gateway_configuration_reloads_total{result=\"failed\"}"), 1.0);
+    if TcpListener::bind("[::1]:0").is_ok() {
+        assert!(moved("[::1]:0").tcp().is_ipv6());
+        moved("unix:DIR/b.sock");
+    }
     let from = gateway.reload(EVERY_OUTCOME);
     gateway.stderr.wait(from, &["no admin address any more"]);
     eventually("its file is removed", || (!gateway.path("b.sock").exists()).then_some(()));
