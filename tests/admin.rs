@@ -381,9 +381,18 @@ fn counting_needs_an_admin_address_and_no_access_log() {
     assert_eq!(ask(), 200);
     let from = gateway.reload(&no_log("admin = \"127.0.0.1:0\"\n"));
     let operator = Operator::of_line(&gateway, from);
-    let now = operator.figures();
-    assert_eq!(now.of(&responded), 3.0);
-    assert_eq!(now.of("baton_gateway_configuration_reloads_total{result=\"done\"}"), 3.0);
+    assert_eq!(operator.figures().of(&responded), 3.0);
+    reloads_are_those_of_the_log(&gateway, &operator);
+}
+
+/// How many there are is not ours to say: HUP reads once more what the watcher has just read.
+#[track_caller]
+fn reloads_are_those_of_the_log(gateway: &Gateway, operator: &Operator) {
+    eventually("each is counted", || {
+        let said = gateway.stderr.all().iter().filter(|line| line.contains("INFO configuration reloaded")).count();
+        let counted = operator.figures().of("baton_gateway_configuration_reloads_total{result=\"done\"}");
+        (counted == said as f64 && said > 0).then_some(())
+    });
 }
 
 /// Counts each request as `hits`, and what it takes as `seconds`, with a label that a client chose.
@@ -800,9 +809,8 @@ fn the_address_moves_with_the_configuration() {
     let from = gateway.reload(&with(&taken.local_addr().expect("an address").to_string()));
     gateway.stderr.wait(from, &["configuration not reloaded", "gateway.admin", "in use"]);
     let still = Operator(Place::Unix(gateway.path("b.sock")));
-    let figures = still.figures();
-    assert_eq!(figures.of("baton_gateway_configuration_reloads_total{result=\"done\"}"), 3.0);
-    assert_eq!(figures.of("baton_gateway_configuration_reloads_total{result=\"failed\"}"), 1.0);
+    assert!(still.figures().of("baton_gateway_configuration_reloads_total{result=\"failed\"}") >= 1.0);
+    reloads_are_those_of_the_log(&gateway, &still);
     if TcpListener::bind("[::1]:0").is_ok() {
         assert!(moved("[::1]:0").tcp().is_ipv6());
         moved("unix:DIR/b.sock");
