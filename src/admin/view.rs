@@ -122,8 +122,11 @@ impl View {
     }
 }
 
+/// Name, kind, help, and the figure of one policy.
+type Family = (&'static str, Kind, &'static str, fn(&Status) -> u64);
+
 fn policies(all: &[Status], out: &mut Exposition) {
-    let families: [(&str, Kind, &str, fn(&Status) -> u64); 5] = [
+    let families: [Family; 5] = [
         ("baton_gateway_policy_generation", Kind::Gauge, "The generation in force.", |p| p.generation),
         ("baton_gateway_policy_instances", Kind::Gauge, "Instances that exist.", |p| p.instances as u64),
         ("baton_gateway_policy_traps_total", Kind::Counter, "Calls that ended in a trap or at the deadline.", |p| {
