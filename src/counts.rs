@@ -65,6 +65,9 @@ pub struct Ended {
     pub handoff_us: Option<u64>,
 }
 
+/// One of the figures that a worker keeps.
+type Of<T> = fn(&Counts) -> &T;
+
 impl Counts {
     /// Counts a request.
     pub fn count(&self, ended: &Ended) {
@@ -100,26 +103,26 @@ impl Counts {
         for (at, class) in CLASSES.iter().enumerate() {
             out.count(name, &[("class", class)], sum(&|counts| &counts.classes[at]));
         }
-        let plain: [(&str, &str, &dyn Fn(&Self) -> &AtomicU64); 3] = [
-            ("baton_gateway_handoff_attempts_total", "Daemons that were tried.", &|counts| &counts.attempts),
-            ("baton_gateway_received_bytes_total", "Bytes of requests that the gateway read.", &|counts| {
+        let plain: [(&str, &str, Of<AtomicU64>); 3] = [
+            ("baton_gateway_handoff_attempts_total", "Daemons that were tried.", |counts| &counts.attempts),
+            ("baton_gateway_received_bytes_total", "Bytes of requests that the gateway read.", |counts| {
                 &counts.bytes_in
             }),
-            ("baton_gateway_sent_bytes_total", "Bytes that the gateway wrote to clients.", &|counts| &counts.bytes_out),
+            ("baton_gateway_sent_bytes_total", "Bytes that the gateway wrote to clients.", |counts| &counts.bytes_out),
         ];
         for (name, help, of) in plain {
             out.family(name, Kind::Counter, help);
-            out.count(name, &[], sum(of));
+            out.count(name, &[], sum(&of));
         }
-        let durations: [(&str, &str, &dyn Fn(&Self) -> &Durations); 3] = [
-            ("baton_gateway_request_duration_seconds", "From a request's first byte to its end.", &|counts| {
+        let durations: [(&str, &str, Of<Durations>); 3] = [
+            ("baton_gateway_request_duration_seconds", "From a request's first byte to its end.", |counts| {
                 &counts.request
             }),
-            ("baton_gateway_decide_duration_seconds", "What a request spent in policies.", &|counts| &counts.decide),
+            ("baton_gateway_decide_duration_seconds", "What a request spent in policies.", |counts| &counts.decide),
             (
                 "baton_gateway_handoff_duration_seconds",
                 "From the decision until the daemon had read the message, or nobody had.",
-                &|counts| &counts.handoff,
+                |counts| &counts.handoff,
             ),
         ];
         for (name, help, of) in durations {

@@ -144,7 +144,8 @@ impl Gateway {
         let listeners = bind(&config.listeners, &[], config.workers)?;
         let admin = config.admin.as_ref().map(bind_admin).transpose()?;
         if let Some(name) = &config.user {
-            become_user(name).map_err(|error| StartError::User(name.clone(), error))?;
+            let given = admin.as_ref().map_or(Ok(()), |(_, admin)| admin.give_to(name));
+            given.and_then(|()| become_user(name)).map_err(|error| StartError::User(name.clone(), error))?;
         }
         let (drain, guard) = Drain::new();
         let admission = Arc::new(Admission::new(config.connections_max, descriptors));
@@ -380,6 +381,11 @@ impl Drop for Administered {
 
 /// Binds the operator's address.
 fn bind_admin((address, place): &(listener::Address, Fault)) -> Result<(listener::Address, Admin), StartError> {
+    if let listener::Address::Tcp(address) = address
+        && !address.ip().is_loopback()
+    {
+        tracing::warn!("admin on {address}: whoever reaches it, from other machines too, may reload policies");
+    }
     match Admin::bind(address) {
         Ok(admin) => Ok((address.clone(), admin)),
         Err(error) => Err(StartError::Bind(Fault { message: error.to_string(), ..place.clone() })),

@@ -101,6 +101,8 @@ impl Configuration {
     }
 
     async fn reload(&mut self, gateway: &mut Gateway, engine: &Engine, wish: Wish) {
+        let view = Arc::clone(gateway.view());
+        let _turn = view.turn.lock().await;
         self.seen = std::fs::read(&self.file).ok();
         let (file, engine, previous): (_, _, Policies) =
             (self.file.clone(), engine.clone(), gateway.policies().clone());

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::View;
 use crate::background;
+use crate::http::path::{Plus, decode};
 use crate::metrics;
 use crate::policy::{Policy, Reload, RollbackError, Status};
 
@@ -56,7 +57,9 @@ pub(super) async fn answer(view: &Arc<View>, request: &Request<Incoming>) -> Ans
     if request.method() != Method::POST {
         return not_allowed("POST");
     }
-    let Some(policy) = view.policies.load().get(name).map(Arc::clone) else {
+    // A configuration that is being read would replace the policy that this is done to, and undo it.
+    let _turn = view.turn.lock().await;
+    let Some(policy) = view.policies.load().get(&decode(name, Plus::Literal)).map(Arc::clone) else {
         return problem(StatusCode::NOT_FOUND, "no policy has that name");
     };
     if act == "reload" { reload(policy).await } else { rollback(policy).await }
@@ -67,7 +70,11 @@ fn is_operators(headers: &HeaderMap, authority: Option<&str>) -> Result<(), &'st
     if headers.contains_key(ORIGIN) {
         return Err("requests with an Origin are refused");
     }
-    let host = headers.get(HOST).map(|host| host.to_str().unwrap_or_default()).or(authority).unwrap_or_default();
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next().map(|host| host.to_str().unwrap_or_default()).or(authority).unwrap_or_default();
+    if hosts.next().is_some() {
+        return Err("there is one Host");
+    }
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

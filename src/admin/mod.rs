@@ -66,6 +66,18 @@ impl Admin {
         }
     }
 
+    /// Lets that user use it, where it is a file: who may is who owns it.
+    ///
+    /// # Errors
+    /// There is no such user, or the file cannot be given to it.
+    pub fn give_to(&self, user: &str) -> nix::Result<()> {
+        let Address::Unix(path) = &self.local else { return Ok(()) };
+        let user = nix::unistd::User::from_name(user)?.ok_or(nix::Error::ENOENT)?;
+        // Not through a link that somebody has put there meanwhile.
+        std::os::unix::fs::lchown(path, Some(user.uid.as_raw()), None)
+            .map_err(|error| nix::Error::try_from(error).unwrap_or(nix::Error::UnknownErrno))
+    }
+
     /// Begins to answer, until `until` is told to finish: then the address is closed, and what is under way is cut.
     ///
     /// # Errors

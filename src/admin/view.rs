@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
 
 use crate::admission::Admission;
 use crate::connection::Worker;
@@ -19,6 +20,8 @@ pub struct View {
     pub policies: ArcSwap<Policies>,
     /// Configurations that were read while the gateway ran.
     pub configuration: Reloads,
+    /// Held by whoever changes what is in force, so that nobody's change is lost in another's.
+    pub turn: Mutex<()>,
     engine: Engine,
     counts: Vec<Arc<Counts>>,
     admission: Arc<Admission>,
@@ -52,8 +55,8 @@ impl View {
         worker: Option<Arc<Worker>>,
     ) -> Self {
         let policies = ArcSwap::from_pointee(policies);
-        let (configuration, is_draining) = (Reloads::default(), AtomicBool::new(false));
-        Self { policies, configuration, engine, counts, admission, worker, is_draining }
+        let (configuration, turn, is_draining) = (Reloads::default(), Mutex::default(), AtomicBool::new(false));
+        Self { policies, configuration, turn, engine, counts, admission, worker, is_draining }
     }
 
     /// From now on no client is accepted.
@@ -119,8 +122,11 @@ impl View {
     }
 }
 
+/// Name, kind, help, and the figure of one policy.
+type Family = (&'static str, Kind, &'static str, fn(&Status) -> u64);
+
 fn policies(all: &[Status], out: &mut Exposition) {
-    let families: [(&str, Kind, &str, fn(&Status) -> u64); 5] = [
+    let families: [Family; 5] = [
         ("baton_gateway_policy_generation", Kind::Gauge, "The generation in force.", |p| p.generation),
         ("baton_gateway_policy_instances", Kind::Gauge, "Instances that exist.", |p| p.instances as u64),
         ("baton_gateway_policy_traps_total", Kind::Counter, "Calls that ended in a trap or at the deadline.", |p| {

@@ -50,7 +50,8 @@ pub struct GatewayFile {
     pub access_log_format: Option<LogFormat>,
     /// Not served by this version.
     pub trusted_proxies: Vec<String>,
-    /// Not served by this version.
+    /// Where the operator is answered: `127.0.0.1:9901`, or `unix:/run/baton/admin.sock`, which only root and our own
+    /// user may use; absent: nowhere, and nothing is counted.
     pub admin: Option<String>,
 }
 

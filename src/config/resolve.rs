@@ -44,7 +44,7 @@ impl<'a> Resolver<'a> {
             drain_timeout: file.gateway.drain_timeout.map_or(Duration::from_secs(30), |t| t.0),
             user: file.gateway.user.clone(),
             access_log: self.gateway(&file.gateway),
-            admin: self.admin(&file.gateway),
+            admin: self.admin(&file.gateway, &file.listener),
             connections_max: self.connections_max(&file.limits),
             limits: self.limits(&file.limits),
             listeners: self.listeners(&file.listener, &file.policy),
@@ -101,10 +101,17 @@ impl<'a> Resolver<'a> {
         Some(access_log::Options { sink, format })
     }
 
-    fn admin(&mut self, file: &GatewayFile) -> Option<(listener::Address, Fault)> {
+    fn admin(&mut self, file: &GatewayFile, listeners: &[ListenerFile]) -> Option<(listener::Address, Fault)> {
         let key = Key::of("gateway").name("admin");
         match listener::Address::parse(file.admin.as_deref()?) {
-            Ok(address) => Some((address, self.source.fault(&key, ""))),
+            Ok(address) => {
+                let has_port = !matches!(&address, listener::Address::Tcp(a) if a.port() == 0);
+                let mut others = listeners.iter().filter_map(|l| listener::Address::parse(l.address.as_deref()?).ok());
+                if has_port && others.any(|other| other == address) {
+                    self.fault(&key, "a listener has this address: clients would reach what is the operator's");
+                }
+                Some((address, self.source.fault(&key, "")))
+            }
             Err(error) => {
                 self.fault(&key, error);
                 None

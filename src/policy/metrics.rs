@@ -238,11 +238,15 @@ pub(super) fn expose(policies: &[(&str, &Metrics)], out: &mut Exposition) {
     }
     for (name, help, figure) in [
         (
-            "baton_metric_series_dropped_total",
+            "baton_gateway_policy_series_dropped_total",
             "Records of policies without a place for their series (metric_series_max).",
             (|metrics| &metrics.dropped) as fn(&Metrics) -> &AtomicU64,
         ),
-        ("baton_metric_refused_total", "Records of policies whose name or labels cannot be used.", |m| &m.refused),
+        (
+            "baton_gateway_policy_metrics_refused_total",
+            "Records of policies whose name or labels cannot be used.",
+            |m| &m.refused,
+        ),
     ] {
         out.family(name, Kind::Counter, help);
         for (policy, metrics) in policies {
@@ -314,7 +318,7 @@ mod tests {
             "baton_policy_seconds_bucket{policy=\"p\",le=\"+Inf\"} 4",
             "baton_policy_seconds_sum{policy=\"p\"} 19999.003",
             "baton_policy_seconds_count{policy=\"p\"} 4",
-            "baton_metric_series_dropped_total{policy=\"p\"} 0",
+            "baton_gateway_policy_series_dropped_total{policy=\"p\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in {text}");
         }
@@ -351,7 +355,7 @@ mod tests {
         assert_eq!(record("n3".into()), Err(Unrecorded::Dropped { is_first: true }));
         assert_eq!(record("n4".into()), Err(Unrecorded::Dropped { is_first: false }));
         record("n0".into()).expect("it is there already");
-        assert!(text(&[("p", &metrics)]).contains("baton_metric_series_dropped_total{policy=\"p\"} 2\n"));
+        assert!(text(&[("p", &metrics)]).contains("baton_gateway_policy_series_dropped_total{policy=\"p\"} 2\n"));
     }
 
     #[test]
@@ -375,6 +379,6 @@ mod tests {
         assert!(metrics.record("x".into(), many[..8].to_vec(), Event::Count(1), 1000).is_ok());
         assert!(metrics.record("x".into(), many, Event::Count(1), 1000).is_err());
         assert!(metrics.record("x".into(), Labels::new(), Event::Gauge(1.0), 1000).is_err(), "another kind");
-        assert!(text(&[("p", &metrics)]).contains("baton_metric_refused_total{policy=\"p\"} 16\n"));
+        assert!(text(&[("p", &metrics)]).contains("baton_gateway_policy_metrics_refused_total{policy=\"p\"} 16\n"));
     }
 }

@@ -249,13 +249,21 @@ impl Policy {
                 Arc::new(generation)
             }
         };
+        // What failed before has been mended, or it would fail here.
+        history.last_failure = None;
+        let is_same = |last: &LastReload| last.result.as_ref() == Ok(&generation.number());
+        let last_reload = previous.map(|policy| match policy.last_reload() {
+            None if policy.current().number() == generation.number() => None,
+            Some(last) if is_same(&last) => Some(last),
+            _ => Some(LastReload { at: SystemTime::now(), result: Ok(generation.number()) }),
+        });
         Ok(Self {
             engine: engine.clone(),
             options,
             current: ArcSwap::new(generation),
             tally,
             history: Mutex::new(history),
-            last_reload: Mutex::new(previous.and_then(|policy| policy.last_reload())),
+            last_reload: Mutex::new(last_reload.flatten()),
             ticks: Mutex::default(),
         })
     }
@@ -284,14 +292,14 @@ impl Policy {
         let (policy, from) = (&*self.options.name, before.number());
         let read = read(&self.options);
         let digest = read.as_ref().ok().map(|file| Digest::of(file));
-        if digest.is_some() && digest == history.left {
-            return Ok(Reload::Unchanged);
-        }
-        if digest.is_some() {
+        let is_left = digest.is_some() && digest == history.left;
+        if digest.is_some() && !is_left {
             history.left = None;
         }
-        if digest == Some(before.digest()) {
-            history.last_failure = None;
+        if is_left || digest == Some(before.digest()) {
+            if history.last_failure.take().is_some() {
+                self.set_last_reload(Ok(from));
+            }
             return Ok(Reload::Unchanged);
         }
         let number = history.number + 1;
