@@ -8,8 +8,8 @@ use std::thread;
 use rustix::process::setpriority_process;
 use tokio::sync::oneshot;
 
-/// A share of about a tenth beside a thread that would use the whole processor; all of it when nobody else wants it.
-const NICENESS: i32 = 10;
+/// A share of about a quarter beside a thread that would use the whole processor; all of it when nobody else wants it.
+const NICENESS: i32 = 5;
 
 /// Has the threads that compile in parallel run in the background. Without effect once something was compiled.
 pub fn compilers() {

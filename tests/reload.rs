@@ -141,7 +141,7 @@ fn a_broken_policy_leaves_the_old_one_and_is_said_once() {
     let gateway = start(&answering(231));
     let module = gateway.path("p.wat");
     let configure_spins = guest("configure_spins");
-    let missing = guest("wants_response").replace("policy/response@", "policy/nothing@");
+    let missing = guest("wants_nothing");
     let broken: [(&str, &str, &str); 10] = [
         ("no text", "no text at all", "text: expected `(`"),
         ("truncated", &answering(232)[..200], "text: unexpected token"),

@@ -102,7 +102,7 @@ fn handoff_uses_nothing_of_the_crate() {
 
 #[test]
 fn only_those_who_hold_clients_or_make_their_options_know_of_handing_over() {
-    let home = ["cli/", "client.rs", "config/", "connection/", "listener.rs", "target.rs"];
+    let home = ["cli/", "client.rs", "config/", "connection/", "listener.rs", "target.rs", "target/"];
     let found = uses(&sources(), "crate::handoff", |path| !is_in(path, &home));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
@@ -149,7 +149,7 @@ fn each_outside_crate_has_a_home() {
         ("anyhow", &["cli/", "main.rs", "policy/componentize.rs"][..]),
         ("arc_swap", &["admin/", "connection/mod.rs", "policy/mod.rs", "policy/shared.rs"]),
         ("clap", &["cli/", "main.rs", "log.rs"]),
-        ("getrandom", &["policy/imports/random.rs"]),
+        ("getrandom", &["policy/imports/random.rs", "policy/preview1.rs", "policy/wasi.rs"]),
         ("http_body_util", &["admin/", "upstream/"]),
         ("clap_complete", &["cli/completions.rs"]),
         ("clap_mangen", &["cli/completions.rs"]),
@@ -190,7 +190,7 @@ fn each_outside_crate_has_a_home() {
         ("serde_json", &["access_log.rs", "admin/", "cli/", "config/", "policy/", "respond.rs"]),
         ("sha2", &["policy/generation.rs"]),
         ("toml", &["cli/demo.rs", "config/"]),
-        ("tracing_appender", &["log.rs"]),
+        ("tracing_appender", &["log.rs", "log/"]),
         ("wasm_encoder", &["policy/componentize.rs", "policy/core.rs"]),
         ("tracing_subscriber", &["log.rs", "log/"]),
         ("ulid", &["request.rs"]),
@@ -217,9 +217,12 @@ fn unsafe_stands_in_one_file_and_tasks_begin_in_another() {
             if source.path != "handoff/ancillary.rs" {
                 assert!(!line.contains("unsafe "), "src/{}:{at}: {line}", source.path);
             }
+            // The set of a pool owns its connections' tasks, and ends them with itself.
+            if source.path != "upstream/pool.rs" {
+                assert!(!line.contains("JoinSet"), "src/{}:{at}: {line}", source.path);
+            }
             if source.path != "drain.rs" {
-                let begins =
-                    ["tokio::spawn(", "task::spawn(", "spawn_local(", "JoinSet"].iter().any(|s| line.contains(s));
+                let begins = ["tokio::spawn(", "task::spawn(", "spawn_local("].iter().any(|s| line.contains(s));
                 assert!(!begins, "src/{}:{at}: {line}", source.path);
             }
         }
