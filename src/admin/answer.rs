@@ -56,6 +56,7 @@ pub(super) async fn answer(view: &Arc<View>, request: &Request<Incoming>) -> Ans
     if request.method() != Method::POST {
         return not_allowed("POST");
     }
+    let _alone = view.acts.lock().await;
     let Some(policy) = view.policies.load().get(name).map(Arc::clone) else {
         return problem(StatusCode::NOT_FOUND, "no policy has that name");
     };

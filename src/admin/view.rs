@@ -19,6 +19,9 @@ pub struct View {
     pub policies: ArcSwap<Policies>,
     /// Configurations that were read while the gateway ran.
     pub configuration: Reloads,
+    /// Held while a configuration is read, and while the operator reloads a policy or rolls one back: what is done to a
+    /// policy that is being replaced would be lost.
+    pub acts: tokio::sync::Mutex<()>,
     engine: Engine,
     counts: Vec<Arc<Counts>>,
     admission: Arc<Admission>,
@@ -52,8 +55,8 @@ impl View {
         worker: Option<Arc<Worker>>,
     ) -> Self {
         let policies = ArcSwap::from_pointee(policies);
-        let (configuration, is_draining) = (Reloads::default(), AtomicBool::new(false));
-        Self { policies, configuration, engine, counts, admission, worker, is_draining }
+        let (configuration, acts, is_draining) = (Reloads::default(), Default::default(), AtomicBool::new(false));
+        Self { policies, configuration, acts, engine, counts, admission, worker, is_draining }
     }
 
     /// From now on no client is accepted.
