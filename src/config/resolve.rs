@@ -104,6 +104,14 @@ impl<'a> Resolver<'a> {
     fn admin(&mut self, file: &GatewayFile) -> Option<(listener::Address, Fault)> {
         let key = Key::of("gateway").name("admin");
         match listener::Address::parse(file.admin.as_deref()?) {
+            // Nobody is asked for a password there.
+            Ok(listener::Address::Tcp(address)) if !address.ip().is_loopback() => {
+                self.fault(
+                    &key,
+                    format!("{address} can be reached by others: write \"127.0.0.1:PORT\" or \"unix:/PATH\""),
+                );
+                None
+            }
             Ok(address) => Some((address, self.source.fault(&key, ""))),
             Err(error) => {
                 self.fault(&key, error);
