@@ -118,6 +118,22 @@ fn made() -> Vec<(&'static str, u16, String)> {
         ),
         ("names_target", 503, text("", &format!("{hand_over} (i32.store (i32.const 1032) (i32.const 1000000))"))),
         (
+            "alternates",
+            503,
+            text(
+                "",
+                "(memory.fill (i32.const 65536) (i32.const 0) (i32.const 136))
+                (loop $next
+                  (i32.store (i32.add (i32.const 65540) (local.get $at)) (i32.const 1))
+                  (local.set $at (i32.add (local.get $at) (i32.const 8)))
+                  (br_if $next (i32.lt_u (local.get $at) (i32.const 136))))
+                (i32.store8 (i32.const 0) (i32.const 120))
+                (i32.store8 (i32.const 1024) (i32.const 1)) (i32.store (i32.const 1032) (i32.const 1))
+                (i32.store8 (i32.const 1069) (i32.const 1))
+                (i32.store (i32.const 1080) (i32.const 65536)) (i32.store (i32.const 1084) (i32.const 17))",
+            ),
+        ),
+        (
             "annotates",
             503,
             text(

@@ -67,6 +67,8 @@ const CARRY_BYTES_MAX: usize = 64 << 10;
 const ANNOTATION_BYTES_MAX: usize = 16 << 10;
 /// A path of a socket has 108 bytes, and nobody calls a target by more than this; it is said in both logs.
 const TARGET_BYTES_MAX: usize = 1 << 10;
+/// The client waits while they are tried in turn, each with its retries, and the log has a line for each.
+const ALTERNATE_COUNT_MAX: usize = 16;
 
 /// Fields that delimit messages or belong to one connection only: what a policy says of them is dropped.
 const FRAMING_FIELDS: [&str; 8] =
@@ -181,6 +183,10 @@ fn action(given: types::Action) -> Result<Action, BadValue> {
 }
 
 fn handoff(given: types::Handoff) -> Result<Handoff, BadValue> {
+    let (count, count_max) = (given.alternates.len(), ALTERNATE_COUNT_MAX);
+    if count > count_max {
+        return Err(BadValue::Alternates { count, count_max });
+    }
     let response_head = match given.response_head {
         Some(head) => Some(ResponseHead { status: status(head.status)?, headers: fields(head.headers)? }),
         None => None,
@@ -327,6 +333,24 @@ mod tests {
         };
         assert!(decision(annotated(ANNOTATION_BYTES_MAX), 1 << 20).is_ok());
         assert!(matches!(decision(annotated(ANNOTATION_BYTES_MAX + 1), 1 << 20), Err(BadValue::Annotations { .. })));
+    }
+
+    #[test]
+    fn alternates_are_few() {
+        let alternates = |count| types::Handoff {
+            target: "t".into(),
+            data: Vec::new(),
+            metadata: Vec::new(),
+            response_head: None,
+            include_head: false,
+            relay: types::RelayMode::Never,
+            timeout_ms: None,
+            alternates: vec!["t".into(); count],
+            response_body: Vec::new(),
+        };
+        assert!(handoff(alternates(ALTERNATE_COUNT_MAX)).is_ok());
+        let (count, count_max) = (ALTERNATE_COUNT_MAX + 1, ALTERNATE_COUNT_MAX);
+        assert_eq!(handoff(alternates(count)).err(), Some(BadValue::Alternates { count, count_max }));
     }
 
     #[test]

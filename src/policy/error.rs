@@ -135,6 +135,14 @@ pub enum PolicyError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadValue {
+    /// More alternates than a client can be made to wait for.
+    #[error("{count} alternates, {count_max} are allowed")]
+    Alternates {
+        /// Their number.
+        count: usize,
+        /// The limit.
+        count_max: usize,
+    },
     /// Annotations that are too long together.
     #[error("annotations of {bytes} bytes, {bytes_max} are allowed")]
     Annotations {
