@@ -29,7 +29,7 @@ pub enum Arrival {
     Gone(Line),
     /// A complete head.
     Head(RequestHead, Line),
-    /// Not a byte: the client left, was idle for too long, or the gateway drains.
+    /// Not a byte of a head: the client left, was idle for too long, or the gateway drains.
     Nothing,
 }
 
@@ -118,6 +118,11 @@ pub async fn next(
         match seen {
             Seen::Head(head) => return Arrival::Head(head, line),
             Seen::Fault(error) => return Arrival::Fault(error.into(), partial.presence, line),
+            // An empty line alone was no request.
+            Seen::End if partial.bytes.is_empty() => {
+                line.forget();
+                return Arrival::Nothing;
+            }
             Seen::End => return Arrival::Gone(line),
             Seen::Nothing | Seen::Part => {}
         }

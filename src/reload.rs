@@ -59,11 +59,10 @@ pub async fn run(gateway: &mut Gateway, begun: Begun<'_>, engine: &Engine, mut t
 async fn policies(gateway: &Gateway, paths: Option<&[PathBuf]>) {
     let is_changed = |policy: &&Arc<Policy>| paths.is_none_or(|paths| paths.contains(&policy.options().module));
     let changed: Vec<Arc<Policy>> = gateway.policies().values().filter(is_changed).map(Arc::clone).collect();
-    if changed.is_empty() {
-        return;
+    for policy in changed {
+        // If there is no answer, the old generation stays; the others are another matter.
+        background::run("reload", move || drop(policy.reload())).await;
     }
-    // If there is no answer, the old generation stays.
-    background::run("reload", move || changed.iter().for_each(|policy| drop(policy.reload()))).await;
 }
 
 /// Who wants a configuration to be read.

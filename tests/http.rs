@@ -6,7 +6,7 @@ mod support;
 
 use std::io::Read;
 
-use support::{Answer, Client, Gateway, OK_EVERYWHERE, eventually, folder};
+use support::{Answer, Client, Gateway, OK_EVERYWHERE, eventually, folder, unread_at_the_gateway};
 
 /// What comes until the other end closes in good order.
 fn end(client: &mut Client) -> Result<String, std::io::ErrorKind> {
@@ -107,6 +107,10 @@ fn what_follows_a_last_request_is_not_answered() {
 fn a_client_that_leaves_within_a_head_is_logged_and_one_that_says_nothing_is_not() {
     let gateway = Gateway::start(OK_EVERYWHERE);
     drop(gateway.client());
+    let mut client = gateway.client();
+    client.send("\r\n");
+    eventually("the empty line is taken", || (unread_at_the_gateway(&client)? == 0).then_some(()));
+    drop(client);
     let mut client = gateway.client();
     client.send("\r\n");
     drop(client);

@@ -63,6 +63,12 @@ pub(super) use generated::exports::baton::policy::lifecycle::Requirements;
 
 /// Opaque bytes that a policy hands to its own later hooks.
 const CARRY_BYTES_MAX: usize = 64 << 10;
+/// They become a part of one line of the access log, which has room for so many bytes of all requests that wait.
+const ANNOTATION_BYTES_MAX: usize = 16 << 10;
+/// A path of a socket has 108 bytes, and nobody calls a target by more than this; it is said in both logs.
+const TARGET_BYTES_MAX: usize = 1 << 10;
+/// The client waits while they are tried in turn, each with its retries, and the log has a line for each.
+const ALTERNATE_COUNT_MAX: usize = 16;
 
 /// Fields that delimit messages or belong to one connection only: what a policy says of them is dropped.
 const FRAMING_FIELDS: [&str; 8] =
@@ -73,6 +79,10 @@ pub(super) fn decision(given: types::Decision, bytes_max: usize) -> Result<Decis
     let types::Decision { action, carry, annotations } = given;
     if carry.len() > CARRY_BYTES_MAX {
         return Err(BadValue::Carry { bytes: carry.len(), bytes_max: CARRY_BYTES_MAX });
+    }
+    let bytes = pairs(&annotations);
+    if bytes > ANNOTATION_BYTES_MAX {
+        return Err(BadValue::Annotations { bytes, bytes_max: ANNOTATION_BYTES_MAX });
     }
     let decision = Decision { action: self::action(action)?, carry, annotations };
     let bytes = size(&decision);
@@ -173,6 +183,10 @@ fn action(given: types::Action) -> Result<Action, BadValue> {
 }
 
 fn handoff(given: types::Handoff) -> Result<Handoff, BadValue> {
+    let (count, count_max) = (given.alternates.len(), ALTERNATE_COUNT_MAX);
+    if count > count_max {
+        return Err(BadValue::Alternates { count, count_max });
+    }
     let response_head = match given.response_head {
         Some(head) => Some(ResponseHead { status: status(head.status)?, headers: fields(head.headers)? }),
         None => None,
@@ -232,7 +246,7 @@ fn status(given: u16) -> Result<u16, BadValue> {
 }
 
 fn target(given: String) -> Result<String, BadValue> {
-    if given.is_empty() || given.contains('\0') {
+    if given.is_empty() || given.len() > TARGET_BYTES_MAX || given.contains('\0') {
         return Err(BadValue::Target { target: given });
     }
     Ok(given)
@@ -313,11 +327,37 @@ mod tests {
         let mut carrying = given(types::Action::Abort);
         carrying.carry = vec![0; CARRY_BYTES_MAX + 1];
         assert!(matches!(decision(carrying, 1 << 20), Err(BadValue::Carry { .. })));
+        let annotated = |bytes| types::Decision {
+            annotations: vec![("k".into(), "v".repeat(bytes - 1))],
+            ..given(types::Action::Abort)
+        };
+        assert!(decision(annotated(ANNOTATION_BYTES_MAX), 1 << 20).is_ok());
+        assert!(matches!(decision(annotated(ANNOTATION_BYTES_MAX + 1), 1 << 20), Err(BadValue::Annotations { .. })));
+    }
+
+    #[test]
+    fn alternates_are_few() {
+        let alternates = |count| types::Handoff {
+            target: "t".into(),
+            data: Vec::new(),
+            metadata: Vec::new(),
+            response_head: None,
+            include_head: false,
+            relay: types::RelayMode::Never,
+            timeout_ms: None,
+            alternates: vec!["t".into(); count],
+            response_body: Vec::new(),
+        };
+        assert!(handoff(alternates(ALTERNATE_COUNT_MAX)).is_ok());
+        let (count, count_max) = (ALTERNATE_COUNT_MAX + 1, ALTERNATE_COUNT_MAX);
+        assert_eq!(handoff(alternates(count)).err(), Some(BadValue::Alternates { count, count_max }));
     }
 
     #[test]
     fn a_target_is_a_name() {
-        for name in ["", "a\0b"] {
+        let longest = "a".repeat(TARGET_BYTES_MAX);
+        assert_eq!(target(longest.clone()), Ok(longest.clone()));
+        for name in ["", "a\0b", &format!("{longest}a")] {
             assert!(matches!(target(name.into()), Err(BadValue::Target { .. })));
         }
     }

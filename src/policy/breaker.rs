@@ -69,7 +69,7 @@ struct Inner {
     /// When it failed, not longer ago than what counts.
     failures: VecDeque<Instant>,
     open_until: Option<Instant>,
-    is_trying: bool,
+    trials: u32,
 }
 
 impl Breaker {
@@ -88,10 +88,12 @@ impl Breaker {
         match inner.open_until {
             // Closed in this moment.
             None => Ok(None),
-            Some(until) if now < until || inner.is_trying => Err(PolicyError::BreakerOpen),
+            Some(until) if now < until => Err(PolicyError::BreakerOpen),
+            // One at a time, but for one that takes longer than a pause: it may wait for a body that a client holds back.
             Some(_) => {
-                inner.is_trying = true;
-                Ok(Some(Trial(self)))
+                inner.open_until = Some(now + self.options.pause);
+                inner.trials += 1;
+                Ok(Some(Trial { breaker: self, unended: Some(now) }))
             }
         }
     }
@@ -115,10 +117,10 @@ impl Breaker {
 
     pub(super) fn state(&self) -> BreakerState {
         let inner = self.lock();
-        match (inner.open_until, inner.is_trying) {
+        match (inner.open_until, inner.trials) {
             (None, _) => BreakerState::Closed,
-            (Some(_), true) => BreakerState::HalfOpen,
-            (Some(_), false) => BreakerState::Open,
+            (Some(_), 0) => BreakerState::Open,
+            (Some(_), _) => BreakerState::HalfOpen,
         }
     }
 
@@ -140,23 +142,38 @@ impl Breaker {
 
 /// The one call that is made to see.
 #[derive(Debug)]
-pub(super) struct Trial<'a>(&'a Breaker);
+pub(super) struct Trial<'a> {
+    breaker: &'a Breaker,
+    /// When it began; `None` when it has been ended.
+    unended: Option<Instant>,
+}
 
 impl Trial<'_> {
-    pub(super) fn end(self, is_success: bool, now: Instant) -> Change {
-        let mut inner = self.0.lock();
+    pub(super) fn end(mut self, is_success: bool, now: Instant) -> Change {
+        self.unended = None;
+        let mut inner = self.breaker.lock();
+        if inner.open_until.is_none() {
+            // Another trial has closed it.
+            return Change::Nothing;
+        }
         if !is_success {
-            return self.0.open(&mut inner, now);
+            return self.breaker.open(&mut inner, now);
         }
         inner.open_until = None;
-        self.0.is_open.store(false, Ordering::Relaxed);
+        self.breaker.is_open.store(false, Ordering::Relaxed);
         Change::Closed
     }
 }
 
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
-        self.0.lock().is_trying = false;
+        let mut inner = self.breaker.lock();
+        inner.trials -= 1;
+        if let Some(began) = self.unended
+            && inner.open_until.is_some()
+        {
+            inner.open_until = Some(began);
+        }
     }
 }
 
@@ -196,6 +213,18 @@ mod tests {
         assert_eq!(trial.end(true, at(12)), Change::Closed);
         assert_eq!(breaker.state(), BreakerState::Closed);
         assert!(matches!(breaker.enter(), Ok(None)));
+    }
+
+    #[test]
+    fn a_trial_that_takes_longer_than_a_pause_is_not_waited_for() {
+        let (breaker, began) = (breaker(1), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        breaker.failed(at(0));
+        let slow = breaker.enter_open(at(5)).expect("the pause is over").expect("a trial");
+        assert!(breaker.enter_open(at(9)).is_err(), "there is one trial at a time");
+        let other = breaker.enter_open(at(10)).expect("a pause is over").expect("a trial");
+        assert_eq!(other.end(true, at(10)), Change::Closed);
+        assert_eq!((slow.end(false, at(11)), breaker.state()), (Change::Nothing, BreakerState::Closed));
     }
 
     #[test]

@@ -4,6 +4,11 @@ use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
+/// What a message holds at most; a policy that fails for each request could otherwise write a megabyte for each.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// What is shown of a name that a guest gave.
+const NAME_BYTES_MAX: usize = 256;
+
 /// The machine that runs policies cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -130,6 +135,22 @@ pub enum PolicyError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadValue {
+    /// More alternates than a client can be made to wait for.
+    #[error("{count} alternates, {count_max} are allowed")]
+    Alternates {
+        /// Their number.
+        count: usize,
+        /// The limit.
+        count_max: usize,
+    },
+    /// Annotations that are too long together.
+    #[error("annotations of {bytes} bytes, {bytes_max} are allowed")]
+    Annotations {
+        /// Of all keys and values.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
     /// A `carry` that is too long.
     #[error("carry of {bytes} bytes, {bytes_max} are allowed")]
     Carry {
@@ -139,13 +160,13 @@ pub enum BadValue {
         bytes_max: usize,
     },
     /// A field name that is no token.
-    #[error("field name \"{}\" is no token", escape(name))]
+    #[error("field name \"{}\" is no token", brief(name))]
     FieldName {
         /// As the policy gave it.
         name: String,
     },
     /// A field value that would break the line.
-    #[error("value of field {name} contains a control character")]
+    #[error("value of field {} contains a control character", brief(name))]
     FieldValue {
         /// The field.
         name: String,
@@ -175,7 +196,7 @@ pub enum BadValue {
         field: &'static str,
     },
     /// A target that no configuration can name.
-    #[error("target \"{}\" is empty or contains NUL", escape(target))]
+    #[error("target \"{}\" is empty, longer than any name, or contains NUL", brief(target))]
     Target {
         /// As the policy gave it.
         target: String,
@@ -214,10 +235,10 @@ impl Place {
                 out.push('…');
                 break;
             }
-            out.push_str(&escape(name));
+            out.push_str(&brief(name));
             if let Some(place) = place {
                 // A String takes everything that is written to it.
-                let _ = write!(out, " ({})", escape(place));
+                let _ = write!(out, " ({})", brief(place));
             }
         }
         Self(out)
@@ -252,9 +273,24 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A message of several lines as one: runs of white space become one space, other control characters are escaped.
+/// A message of several lines as one: runs of white space become one space, other control characters are escaped. It is a
+/// guest's as often as ours, so it has an end.
 pub(super) fn one_line(text: &str) -> String {
-    escape(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    cut(&escape(&text), MESSAGE_BYTES_MAX).into_owned()
+}
+
+/// A name that a guest gave, [escaped](escape), and so long that it can be recognised.
+fn brief(name: &str) -> String {
+    cut(&escape(name), NAME_BYTES_MAX).into_owned()
+}
+
+/// `text` up to a length; whether there was more can be seen.
+fn cut(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    if text.len() <= bytes_max {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}… ({} bytes)", &text[..text.floor_char_boundary(bytes_max)], text.len()))
 }
 
 #[cfg(test)]
@@ -265,6 +301,16 @@ mod tests {
     fn a_message_is_one_line_without_control_characters() {
         let error = LoadError::new(Stage::Configure, "first\n  second\u{1b}[31m\u{7}");
         assert_eq!(error.to_string(), "configure: first second\\u{1b}[31m\\u{7}");
+        let longest = "ü".repeat(MESSAGE_BYTES_MAX / 2);
+        assert_eq!(one_line(&longest), longest);
+        assert_eq!(one_line(&format!("{longest}ü")), format!("{longest}… (4098 bytes)"));
+        for bad in [
+            BadValue::FieldName { name: "a".repeat(1 << 20) },
+            BadValue::FieldValue { name: "a".repeat(1 << 20) },
+            BadValue::Target { target: "\0".repeat(1 << 20) },
+        ] {
+            assert!(bad.to_string().len() < 2 * NAME_BYTES_MAX, "{bad}");
+        }
         let bad = PolicyError::from(BadValue::FieldName { name: "a\r\nb".into() });
         assert_eq!(bad.to_string(), "bad value: field name \"a\\r\\nb\" is no token");
     }

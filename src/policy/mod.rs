@@ -21,11 +21,14 @@
 //! and from nowhere else.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use nix::libc::O_NONBLOCK;
 
 mod bindings;
 mod body;
@@ -76,6 +79,9 @@ pub use status::{LastError, LastReload, Status};
 
 use status::Tally;
 use tick::Ticks;
+
+/// A module's file; interpreters of JavaScript and Python have some 20 MiB.
+const MODULE_BYTES_MAX: u64 = 128 << 20;
 
 /// What decides when the policy itself fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -420,11 +426,23 @@ fn is_target_or_member(named: &str, target: &str) -> bool {
     rest.is_empty() || !target.starts_with('/') && rest.strip_prefix('/').is_some_and(is_index)
 }
 
-/// The whole file in memory: it may be written to while it is looked at.
+/// The whole file in memory: it may be written to while it is looked at. Who writes policies is not who runs the gateway: a
+/// pipe would hold up every reload, and a device without an end would cost all memory.
 fn read(options: &Options) -> Result<Arc<[u8]>, LoadError> {
-    std::fs::read(&options.module)
-        .map(Arc::from)
-        .map_err(|error| LoadError::new(Stage::Read, format!("{}: {error}", options.module.display())))
+    let fault =
+        |reason: &dyn std::fmt::Display| LoadError::new(Stage::Read, format!("{}: {reason}", options.module.display()));
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&options.module);
+    let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
+    let (found, file) = opened.map_err(|error| fault(&error))?;
+    if !found.is_file() {
+        return Err(fault(&"is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MODULE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
+    if bytes.len() as u64 > MODULE_BYTES_MAX {
+        return Err(fault(&format_args!("is larger than {} MiB", MODULE_BYTES_MAX >> 20)));
+    }
+    Ok(bytes.into())
 }
 
 #[cfg(test)]

@@ -176,6 +176,10 @@ fn stream(offered: &mut LinkerInstance<'_, State>, name: &str) -> wasmtime::Resu
         }
         "[method]output-stream.write" | "[method]output-stream.blocking-write-and-flush" => {
             offered.func_wrap(name, |mut store: Store<'_>, (to, bytes): (Resource<OutputStream>, Vec<u8>)| {
+                if bytes.len() as u64 > WRITE_BYTES_MAX {
+                    let reason = format!("{} bytes are more than check-write allows ({WRITE_BYTES_MAX})", bytes.len());
+                    return Err(wasmtime::format_err!("{reason}"));
+                }
                 let standard = if to.rep() == 1 { Standard::Output } else { Standard::Error };
                 store.data_mut().write(standard, &bytes)?;
                 Ok((Streamed::Ok(()),))

@@ -129,13 +129,15 @@ fn enabled(level: log::Level) -> bool {
 
 /// The message and its fields as `message key=value key=value`.
 fn line(message: &str, fields: &[(String, String)]) -> String {
-    let mut line = escape(message).into_owned();
+    // What cannot be in the line is not escaped first: the worker would wait for it.
+    let head = |text: &'_ str| escape(&text[..text.floor_char_boundary(LINE_BYTES_MAX + 4)]).into_owned();
+    let mut line = head(message);
     for (key, value) in fields {
         if line.len() > LINE_BYTES_MAX {
             break;
         }
         // A String takes everything that is written to it.
-        let _ = write!(line, " {}={}", escape(key), escape(value));
+        let _ = write!(line, " {}={}", head(key), head(value));
     }
     if line.len() > LINE_BYTES_MAX {
         line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
