@@ -189,7 +189,7 @@ pub(super) fn tell(
     generation: &Generation,
     id: &Id,
     line: std::fmt::Arguments<'_>,
-    result: Result<(&dyn std::fmt::Display, &[(String, String)]), &PolicyError>,
+    result: Result<Told<'_>, &PolicyError>,
     decide_us: u64,
 ) {
     let (decision, annotations) = match result {
@@ -210,8 +210,11 @@ pub(super) fn tell(
     );
 }
 
+/// A decision in words, and its annotations.
+type Told<'a> = (&'a dyn std::fmt::Display, &'a [(String, String)]);
+
 /// What [`tell`] says of a decision.
-pub(super) fn told(decision: &Decision) -> (&dyn std::fmt::Display, &[(String, String)]) {
+pub(super) fn told(decision: &Decision) -> Told<'_> {
     (&decision.action, &decision.annotations)
 }
 
