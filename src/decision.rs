@@ -127,13 +127,17 @@ impl Action {
 }
 
 /// One line for people: what shall happen, and the figures that tell one from the other.
+impl std::fmt::Display for Handoff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "handoff to {} with {} bytes", self.target.escape_debug(), self.data.len())
+    }
+}
+
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Abort => f.write_str("abort"),
-            Self::Handoff(handoff) => {
-                write!(f, "handoff to {} with {} bytes", handoff.target.escape_debug(), handoff.data.len())
-            }
+            Self::Handoff(handoff) => handoff.fmt(f),
             Self::Pass(edits) if edits.is_empty() => f.write_str("pass"),
             Self::Pass(edits) => {
                 let Edits { remove, set, append } = edits;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use support::{Gateway, Lines, baton, eventually, folder};
+use support::{Client, Gateway, Lines, baton, eventually, folder};
 
 const LANGUAGES: [&str; 6] = ["rust", "go", "assemblyscript", "c", "javascript", "python"];
 
@@ -105,6 +105,109 @@ fn a_target_that_is_down_or_absent_is_told() {
     assert!(object["refusal"].as_str().expect("text").contains("503"), "{object}");
     let (_, object) = tested(&module, &["--target", "other=up"]);
     assert!(object["refusal"].as_str().expect("text").contains("403"), "{object}");
+}
+
+/// A policy that hands over to `chat` with the carry `first`, and does `failed` when nobody took the client. It has
+/// `$hand_over`, `$respond`, `$pass` and `$abort`, and knows of the failure `$attempt`, `$errno`, `$target` and `$carry` with
+/// its length.
+fn with_failure_hook(folder: &Path, failed: &str) -> PathBuf {
+    let text = format!(
+        r#"(module
+          (memory (export "memory") 1)
+          (global $free (mut i32) (i32.const 8192))
+          (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+            (local $p i32)
+            (local.set $p (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+            (global.set $free (i32.add (local.get $p) (local.get 3)))
+            (local.get $p))
+          (data (i32.const 0) "chat____spare___nope____first___second__")
+          (func $tag (param i32) (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88)) (i32.store8 (i32.const 1024) (local.get 0)))
+          (func $pass (call $tag (i32.const 0)))
+          (func $abort (call $tag (i32.const 4)))
+          (func $respond (param i32) (call $tag (i32.const 3)) (i32.store16 (i32.const 1028) (local.get 0)))
+          (func $hand_over (param i32 i32)
+            (call $tag (i32.const 1))
+            (i32.store (i32.const 1028) (local.get 0))
+            (i32.store (i32.const 1032) (local.get 1))
+            (i32.store8 (i32.const 1069) (i32.const 1)))
+          (func $give_along (param i32 i32)
+            (i32.store (i32.const 1096) (local.get 0)) (i32.store (i32.const 1100) (local.get 1)))
+          (func (export "on_connect") (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
+            (call $pass) (i32.const 1024))
+          (func (export "on_request") (result i32)
+            (call $hand_over (i32.const 0) (i32.const 4)) (call $give_along (i32.const 24) (i32.const 5)) (i32.const 1024))
+          (func (export "on_handoff_failed") (param $target i32) (param i32 i32 i32) (param $errno i32)
+            (param i32 i32) (param $attempt i32) (param $retryable i32) (param $carry i32) (param $length i32) (result i32)
+            {failed} (i32.const 1024)))"#
+    );
+    let file = folder.join("hooked.wat");
+    std::fs::write(&file, text).expect("written");
+    file
+}
+
+#[test]
+fn a_policy_is_asked_about_a_daemon_that_is_down_as_the_gateway_asks() {
+    let folder = folder();
+    let asked = |failed: &str, more: &[&str]| {
+        let module = with_failure_hook(folder.path(), failed);
+        tested(&module, &[&["--target", "chat=down", "--target", "spare=up"], more].concat())
+    };
+    // What it was told: the attempt, and the errno of a socket that nobody listens at.
+    let told = "(call $respond (i32.add (i32.const 200) (i32.add (local.get $attempt) (local.get $errno))))
+        (call $give_along (local.get $carry) (local.get $length))";
+    let (code, object) = asked(told, &[]);
+    assert_eq!(
+        (code, &object["decision"]["target"], object.get("refusal")),
+        (Some(0), &json!("chat"), None),
+        "{object}"
+    );
+    let failures = object["failures"].as_array().expect("a list");
+    assert_eq!((failures.len(), &failures[0]["target"]), (1, &json!("chat")), "{object}");
+    let decision = &failures[0]["decision"];
+    assert_eq!([&decision["status"], &decision["carry"]], [&json!(312), &json!("first")], "{object}");
+    assert!(failures[0]["time_us"].is_u64(), "{object}");
+    let (_, object) = tested(&with_failure_hook(folder.path(), told), &["--target", "chat=up"]);
+    assert_eq!(object.get("failures"), None, "nothing failed: {object}");
+
+    let (code, object) = asked("(call $hand_over (i32.const 8) (i32.const 5))", &[]);
+    assert_eq!(
+        (code, object.get("refusal"), object["failures"].as_array().map(Vec::len)),
+        (Some(0), None, Some(1)),
+        "{object}"
+    );
+    let (_, object) = asked("(call $hand_over (i32.const 16) (i32.const 4))", &[]);
+    assert!(object["refusal"].as_str().expect("text").contains("403"), "{object}");
+    // The carry of one attempt comes back in the next, and after the third nobody is asked any more.
+    let again = "(if (i32.ne (local.get $length) (i32.add (i32.const 5) (i32.gt_u (local.get $attempt) (i32.const 1))))
+            (then (unreachable)))
+        (call $hand_over (i32.const 0) (i32.const 4)) (call $give_along (i32.const 32) (i32.const 6))";
+    let (code, object) = asked(again, &[]);
+    assert_eq!((code, object["failures"].as_array().map(Vec::len)), (Some(0), Some(3)), "{object}");
+    assert!(object["refusal"].as_str().expect("text").contains("503"), "{object}");
+    for (no_opinion, expected) in [("(call $pass)", 0), ("(unreachable)", 1)] {
+        let (code, object) = asked(no_opinion, &[]);
+        assert_eq!((code, object["failures"].as_array().map(Vec::len)), (Some(expected), Some(1)), "{object}");
+        assert!(object["refusal"].as_str().expect("text").contains("503"), "{object}");
+    }
+    let (_, object) = asked("(call $abort)", &[]);
+    assert_eq!(
+        (object.get("refusal"), &object["failures"][0]["decision"]["action"]),
+        (None, &json!("abort")),
+        "{object}"
+    );
+
+    let expected = |status: u16| {
+        let failures = json!([{"target": "chat", "decision": {"action": "respond", "status": status}}]);
+        put(folder.path(), "expected.json", &json!({"action": "handoff", "failures": failures}).to_string())
+    };
+    assert_eq!(asked(told, &["--expect", &expected(312)]).0, Some(0));
+    let (code, object) = asked(told, &["--expect", &expected(313)]);
+    assert_eq!(code, Some(1));
+    assert_eq!(object["differences"], json!(["failures.0.decision.status: expected 313, found 312"]));
+    let request = put(folder.path(), "a.http", REQUEST);
+    let module = with_failure_hook(folder.path(), told).display().to_string();
+    let said = text(&policy(&["test", &module, "--request", &request, "--target", "chat=down"]).stdout);
+    assert!(said.contains("chat is down, so: respond 312"), "{said}");
 }
 
 #[test]
@@ -361,6 +464,25 @@ fn decisions_are_shown_as_they_are_made() {
 }
 
 #[test]
+fn the_other_hooks_decisions_are_shown_too() {
+    let folder = folder();
+    with_failure_hook(folder.path(), "(call $respond (i32.const 242))");
+    let config = "LISTEN\n[target.chat]\nsockets = [\"chat.sock\"]\n[policy.hooked]\nmodule = \"hooked.wat\"\n\
+        [[listener]]\nname = \"gated\"\naddress = \"127.0.0.1:0\"\npolicies = [\"hooked\"]\n\
+        [[route]]\npath = \"/\"\npolicies = [\"hooked\"]\n";
+    let mut gateway =
+        Gateway::start_in(folder, config, |command| command.args(["--watch-log", "hooked"]).stdout(Stdio::piped()));
+    let shown = Lines::read(gateway.child.stdout.take().expect("piped"));
+    assert_eq!(gateway.status("/a"), 242);
+    shown.wait(0, &["  GET /a  handoff to chat with 0 bytes"]);
+    let line = shown.wait(0, &["  GET /a, chat having failed  respond 242 with 0 bytes"]);
+    assert!(line.contains(" µs") && line.ends_with("#1"), "{line}");
+    assert!(!shown.all().iter().any(|line| line.contains("client")), "nobody was asked: {:#?}", shown.all());
+    drop(Client::connect(gateway.address_of("gated")));
+    shown.wait(0, &["  client 127.0.0.1  accept", "#1"]);
+}
+
+#[test]
 fn a_policy_that_there_is_not_cannot_be_watched() {
     let folder = folder();
     std::fs::copy(wat("passes.wat"), folder.path().join("first.wat")).expect("copied");
@@ -374,83 +496,100 @@ fn a_policy_that_there_is_not_cannot_be_watched() {
     assert!(output.status.code() == Some(2) && said.contains("frist") && said.contains("first"), "{said}");
 }
 
-/// A new project, built and tested as its author would: `baton policy new`, `make`, `make test`.
-fn template(language: &str) {
-    if !root("policies/templates").join(language).join("manifest").exists() {
-        eprintln!("there is no template for {language} yet");
-        return;
+/// A new project in that language.
+struct Project {
+    folder: tempfile::TempDir,
+    /// What is said to `make` beyond what an author says.
+    arguments: Vec<String>,
+}
+
+impl Project {
+    fn new(language: &str) -> Self {
+        let folder = folder();
+        let path = folder.path().join("p");
+        let output = policy(&["new", "--lang", language, &path.display().to_string()]);
+        let said = text(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        for word in ["next:", "make test", "make run", "Makefile", "README.md"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        let mut arguments = Vec::new();
+        // A hundred megabytes that would be installed into each project are there already: the same list names them.
+        if ["c", "python"].contains(&language) {
+            let list = |folder: &str| std::fs::read(root(folder).join("requirements.txt")).expect("there");
+            assert_eq!(list(&path.display().to_string()), list(&format!("policies/{language}")));
+            let output = run(Command::new(root("policies/build")).args(["--tools", language]));
+            assert!(output.status.success(), "{output:?}");
+            let programs = PathBuf::from(text(&output.stdout).trim());
+            let tools = programs.parent().expect("an environment of Python").display().to_string();
+            arguments = vec![format!("VENV={tools}"), "--old-file=requirements.txt".to_owned()];
+        }
+        Self { folder, arguments }
     }
-    let folder = folder();
-    let project = folder.path().join("p");
-    let output = policy(&["new", "--lang", language, &project.display().to_string()]);
-    let said = text(&output.stdout);
-    assert!(output.status.success(), "{output:?}");
-    for word in ["next:", "make test", "make run", "Makefile", "README.md"] {
-        assert!(said.contains(word), "{word}: {said}");
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("p").join(name)
     }
-    let make = |arguments: &[&str]| {
+
+    fn make(&self, goals: &[&str]) -> String {
         let mut command = Command::new("make");
         // What this test was started with is no author's environment.
         for name in ["CARGO_TARGET_DIR", "CARGO_INCREMENTAL", "RUSTFLAGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
             command.env_remove(name);
         }
-        let output = run(command.args(arguments).env("BATON", env!("CARGO_BIN_EXE_baton")).current_dir(&project));
-        assert!(output.status.success(), "make {arguments:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+        // Where the machine has no Go, `policies/build` has brought it.
+        let path = std::env::var("PATH").expect("there is one");
+        command.env("PATH", format!("{path}:{}", root("policies/target/go-toolchain/bin").display()));
+        command.args(goals).args(&self.arguments).env("BATON", env!("CARGO_BIN_EXE_baton")).current_dir(self.path(""));
+        let output = run(&mut command);
+        assert!(output.status.success(), "make {goals:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
         text(&output.stdout)
-    };
-    make(&[]);
-    let built = || std::fs::metadata(project.join("policy.wasm")).and_then(|file| file.modified()).expect("built");
+    }
+}
+
+/// A new project, built and tested as its author would: `baton policy new`, `make`, `make test`.
+fn template(language: &str) -> Project {
+    let project = Project::new(language);
+    project.make(&[]);
+    let built = || std::fs::metadata(project.path("policy.wasm")).and_then(|file| file.modified()).expect("built");
     let before = built();
-    let tested = make(&["test"]);
+    let tested = project.make(&["test"]);
     assert_eq!(built(), before, "what is built is not built again");
-    assert!(tested.contains("ok 1 - ") && tested.contains(" passed, 0 failed"), "{tested}");
-    let module = project.join("policy.wasm").display().to_string();
+    assert!(tested.contains("ok 1 - ") && tested.contains("15 passed, 0 failed"), "{tested}");
+    let module = project.path("policy.wasm").display().to_string();
     let object: Value = serde_json::from_slice(&policy(&["inspect", "--json", &module]).stdout).expect("JSON");
     assert_eq!(object["language"].as_str().expect("text").to_lowercase(), language, "{object}");
     // As it was written, it is loaded with the configuration that came along.
-    let checked = run(baton().arg("check").current_dir(&project));
+    let checked = run(baton().arg("check").current_dir(project.path("")));
     assert_eq!((checked.status.code(), text(&checked.stderr)), (Some(0), String::new()));
+    project
 }
 
 #[test]
 fn every_template_has_what_its_author_needs() {
     for language in LANGUAGES {
-        let template = root("policies/templates").join(language);
-        if template.join("manifest").exists() {
-            let folder = folder();
-            let project = folder.path().join("p");
-            assert!(policy(&["new", "--lang", language, &project.display().to_string()]).status.success());
-            for file in ["Makefile", "README.md", ".gitignore", "baton.toml", "serve", "cases/the-token.http"] {
-                assert!(project.join(file).exists(), "{language}: {file}");
-            }
-            assert!(!project.join("manifest").exists());
-            let readme = std::fs::read_to_string(project.join("README.md")).expect("there");
-            assert!(readme.lines().count() <= 40 && readme.contains("make test"), "{language}: {readme}");
+        let project = Project::new(language);
+        for file in ["Makefile", "README.md", ".gitignore", "baton.toml", "serve", "cases/the-token.http"] {
+            assert!(project.path(file).exists(), "{language}: {file}");
         }
+        assert!(!project.path("manifest").exists());
+        let readme = std::fs::read_to_string(project.path("README.md")).expect("there");
+        assert!(readme.lines().count() <= 40 && readme.contains("make test"), "{language}: {readme}");
     }
 }
 
 #[test]
-fn a_project_in_rust_builds_and_its_cases_pass() {
-    template("rust");
-}
-
-#[test]
-fn a_trap_of_a_template_names_function_file_and_line() {
-    let folder = folder();
-    let project = folder.path().join("p");
-    assert!(policy(&["new", "--lang", "rust", &project.display().to_string()]).status.success());
-    let source = project.join("src/lib.rs");
+fn a_project_in_rust_builds_and_its_cases_pass_and_its_traps_name_function_file_and_line() {
+    let project = template("rust");
+    let source = project.path("src/lib.rs");
     let code = std::fs::read_to_string(&source).expect("there");
     let line = "let path = request::path();";
     let broken = code.replace(line, &format!("{line} assert!(path.len() < 4, \"too long\");"));
     assert_ne!(code, broken);
     std::fs::write(&source, &broken).expect("written");
     let at = 1 + broken.lines().position(|l| l.contains("too long")).expect("it was put there");
-    let mut make = Command::new("make");
-    make.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS").current_dir(&project);
-    assert!(run(&mut make).status.success());
-    let (code, object) = tested(&project.join("policy.wasm"), &[]);
+    project.make(&[]);
+    let (code, object) = tested(&project.path("policy.wasm"), &[]);
     let error = object["error"].as_str().expect("text");
     assert_eq!(code, Some(1));
     assert!(error.contains("on_request") && error.contains(&format!("src/lib.rs:{at}")), "{error}");

@@ -119,9 +119,9 @@ fn run(command: &mut Command) -> Output {
 
 /// Compiles a guest in C as `policies/build` does, with further options.
 fn compile(source: &str, options: &[&str], to: &Path) {
-    let compiler = run(Command::new(root().join("policies/build")).arg("--c-compiler"));
-    let python = PathBuf::from(String::from_utf8(compiler.stdout).expect("a path").trim());
-    let output = run(Command::new(python)
+    let tools = run(Command::new(root().join("policies/build")).args(["--tools", "c"]));
+    let tools = PathBuf::from(String::from_utf8(tools.stdout).expect("a path").trim());
+    let output = run(Command::new(tools.join("python"))
         .args(["-m", "ziglang", "cc", "--target=wasm32-freestanding", "-std=c11", "-nostdlib", "-Wl,--no-entry"])
         .args(["-Wall", "-Wextra", "-Werror"])
         .args(options)

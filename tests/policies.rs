@@ -8,11 +8,12 @@ mod support;
 
 use std::fs;
 use std::net::Shutdown;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::shipped::{cases, files, json, shipped, toml};
 use support::{Answer, Daemon, Gateway, baton, eventually, folder};
 use tempfile::TempDir;
 
@@ -68,52 +69,24 @@ fn said_of(gateway: &Gateway, line: &Value) -> Vec<String> {
 
 // === The shipped policies ===
 
-fn shipped(name: &str) -> PathBuf {
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/target").join(name);
-    assert!(module.exists(), "{} is not there: run policies/build", module.display());
-    module
-}
-
-const SHIPPED: [&str; 5] =
-    ["bearer-rust.wasm", "bearer-assemblyscript.wasm", "bearer-c.wasm", "bearer-javascript.wasm", "bearer-python.wasm"];
+/// The same policy in every language.
+const SHIPPED: [&str; 7] = [
+    "bearer-rust",
+    "bearer-rust-wasip2",
+    "bearer-assemblyscript",
+    "bearer-go",
+    "bearer-c",
+    "bearer-javascript",
+    "bearer-python",
+];
 
 /// What a policy needs beyond the defaults, as `policies/README.md` says.
 fn limits(module: &str) -> &'static str {
     match module {
         // A token of 8 kB is hashed by an interpreter.
-        "bearer-javascript.wasm" => "deadline = \"100ms\"\n",
-        "bearer-python.wasm" => "deadline = \"100ms\"\nmemory_max = \"128MiB\"\nconfigure_deadline = \"20s\"\n",
+        "bearer-javascript" => "deadline = \"100ms\"\n",
+        "bearer-python" => "deadline = \"100ms\"\nmemory_max = \"64MiB\"\nconfigure_deadline = \"20s\"\n",
         _ => "",
-    }
-}
-
-fn cases() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/cases/bearer")
-}
-
-fn json(file: &Path) -> Value {
-    serde_json::from_slice(&fs::read(file).expect("a file")).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
-}
-
-fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let mut files: Vec<_> = all.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
-    files.sort();
-    assert!(!files.is_empty());
-    files
-}
-
-/// JSON as a value of TOML. There is no null, and a number where none belongs is as wrong.
-fn toml(json: &Value) -> String {
-    match json {
-        Value::Null => "0".into(),
-        Value::Array(values) => format!("[{}]", values.iter().map(toml).collect::<Vec<_>>().join(", ")),
-        Value::Object(values) => {
-            let pair = |(key, value): (&String, &Value)| format!("{} = {}", toml(&key.as_str().into()), toml(value));
-            format!("{{ {} }}", values.iter().map(pair).collect::<Vec<_>>().join(", "))
-        }
-        Value::String(text) => toml::Value::from(text.as_str()).to_string(),
-        other => other.to_string(),
     }
 }
 
@@ -139,7 +112,7 @@ fn compile(toml: &str, folder: &TempDir) {
 
 #[test]
 fn shipped_policies_answer_every_case_on_the_wire() {
-    let config = json(&cases().join("config.json"));
+    let config = json(&cases("bearer").join("config.json"));
     for module in SHIPPED {
         let folder = folder();
         let daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &[]);
@@ -148,7 +121,7 @@ fn shipped_policies_answer_every_case_on_the_wire() {
         // Everything that the program can say of itself.
         let gateway = Gateway::start_in(folder, &toml, |c| c.args(["--log-level", "info,baton=trace,policy=trace"]));
         let (mut handed_over, mut tokens) = (0, Vec::new());
-        for (at, file) in files(&cases(), "http").iter().enumerate() {
+        for (at, file) in files(&cases("bearer"), "http").iter().enumerate() {
             let name = format!("{module}: {}", file.file_stem().expect("a name").display());
             let (request, expected) = (fs::read(file).expect("a case"), json(&file.with_extension("json")));
             let mut client = gateway.client();
@@ -224,7 +197,7 @@ fn check_refuses_every_faulty_configuration_of_the_shipped_policies_with_each_fa
         )
     };
     for module in SHIPPED {
-        for case in files(&cases().join("refused"), "json") {
+        for case in files(&cases("bearer").join("refused"), "json") {
             let name = format!("{module}: {}", case.file_stem().expect("a name").display());
             let case = json(&case);
             let (code, said) = check(&bearer(module, &case["config"]));
@@ -234,7 +207,7 @@ fn check_refuses_every_faulty_configuration_of_the_shipped_policies_with_each_fa
             assert!(said.contains(&expected), "{name}: {said}");
             assert!(said.contains(&format!(": configure: {}\n", faults.join("; "))), "{name}: {said}");
         }
-        let (code, said) = check(&bearer(module, &json(&cases().join("config.json"))));
+        let (code, said) = check(&bearer(module, &json(&cases("bearer").join("config.json"))));
         // What the policy itself has to say in its `configure` is the policy's.
         let own: Vec<_> = said.lines().filter(|line| !line.contains("INFO configured realm=demo")).collect();
         assert_eq!((code, own), (Some(0), vec![]), "{module}");

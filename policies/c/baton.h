@@ -1506,6 +1506,9 @@ static inline void baton_annotate(baton_decision *decision, baton_string key, ba
 
 #ifdef BATON_IMPLEMENTATION
 
+/* Never called: `baton policy inspect` reads the name, which is there in a stripped module too. */
+__attribute__((export_name("baton_language_C"))) void baton_language_c(void) {}
+
 /* The linker's: where data and stack end. */
 extern unsigned char __heap_base;
 

@@ -9,7 +9,7 @@ use crate::access_log::micros;
 use crate::decision::{Action, Decision, Edits};
 use crate::exchange::{Exchange, PrefixError};
 use crate::policy::{BodyError, BodyPort, Generation, OnError, Peeks, PolicyError};
-use crate::request::Request;
+use crate::request::{Id, Request};
 use crate::route::Route;
 
 /// A policy failed, and a request that it did not judge is not let through.
@@ -43,7 +43,9 @@ impl Serving<'_> {
             let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
             let result = self.ask(&generation, request, exchange).await;
             if is_watched() {
-                tell(&generation, request, &result, began.map_or(0, |began| micros(began.elapsed())));
+                let decide_us = began.map_or(0, |began| micros(began.elapsed()));
+                let (method, target) = (request.head.method(), request.head.target());
+                tell(&generation, &request.id, format_args!("{method} {target}"), result.as_ref().map(told), decide_us);
             }
             self.line.set(|r| {
                 r.policy = Some(Arc::clone(generation.policy()));
@@ -178,14 +180,20 @@ impl Serving<'_> {
 }
 
 /// Whether somebody wants to see decisions as they are made (`baton run --watch-log`).
-fn is_watched() -> bool {
+pub(super) fn is_watched() -> bool {
     tracing::enabled!(target: "decision", tracing::Level::INFO)
 }
 
-/// Tells whoever watches what a policy decided.
-fn tell(generation: &Generation, request: &Request, result: &Result<Decision, PolicyError>, decide_us: u64) {
+/// Tells whoever watches what a policy decided about `line`, in words and with annotations.
+pub(super) fn tell(
+    generation: &Generation,
+    id: &Id,
+    line: std::fmt::Arguments<'_>,
+    result: Result<Told<'_>, &PolicyError>,
+    decide_us: u64,
+) {
     let (decision, annotations) = match result {
-        Ok(Decision { action, annotations, .. }) => (action.to_string(), &annotations[..]),
+        Ok((decision, annotations)) => (decision.to_string(), annotations),
         Err(error) => (format!("FAILED {error}"), &[][..]),
     };
     let annotations: Vec<_> =
@@ -194,12 +202,20 @@ fn tell(generation: &Generation, request: &Request, result: &Result<Decision, Po
         target: "decision",
         policy = &**generation.policy(),
         generation = generation.number(),
-        request = %request.id,
-        line = format_args!("{} {}", request.head.method(), request.head.target()),
+        request = %id,
+        line,
         decision,
         decide_us,
         annotations = annotations.join(" "),
     );
+}
+
+/// A decision in words, and its annotations.
+type Told<'a> = (&'a dyn std::fmt::Display, &'a [(String, String)]);
+
+/// What [`tell`] says of a decision.
+pub(super) fn told(decision: &Decision) -> Told<'_> {
+    (&decision.action, &decision.annotations)
 }
 
 /// Whether the next policy is asked although this one failed. Where the gateway had no room for another instance,

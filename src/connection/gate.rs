@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::account::say_failed;
-use super::decide::is_passed_over;
+use super::decide::{is_passed_over, is_watched, tell};
 use super::{Settings, Worker, hand_over};
 use crate::access_log::{Line, micros};
 use crate::client::Client;
@@ -54,8 +54,13 @@ pub(super) async fn pass(worker: &Worker, client: Client, origin: &Origin) -> Op
     let mut line = Line::begin(&settings.sinks, id, origin);
     for policy in policies {
         let generation = policy.current();
-        let began = line.clock();
+        let began = line.clock().or_else(|| is_watched().then(Instant::now));
         let result = generation.on_connect(worker.index, origin).await;
+        if is_watched() {
+            let decide_us = began.map_or(0, |began| micros(began.elapsed()));
+            let told = result.as_ref().map(|admittance| (admittance as &dyn std::fmt::Display, &[][..]));
+            tell(&generation, &id, format_args!("client {}", origin.client_ip()), told, decide_us);
+        }
         line.set(|r| {
             r.policy = Some(Arc::clone(generation.policy()));
             r.generation = Some(generation.number());

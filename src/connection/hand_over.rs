@@ -6,9 +6,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Serving;
+use super::decide::{is_watched, tell, told};
 use crate::access_log::micros;
 use crate::client::Client;
 use crate::decision::{Action, Decision, Handoff, Outcome, RelayMode};
@@ -33,7 +34,7 @@ const UNREAD: &str = "unread at the deadline (ack_timeout)";
 const UNKNOWN: &str = "read in part, or lost with its receiver; nobody had written";
 
 /// How often a policy is asked about one request what to do after a failed handoff.
-const ASKED_COUNT_MAX: u32 = 3;
+pub const ASKED_COUNT_MAX: u32 = 3;
 
 /// What became of a handoff.
 enum Tried {
@@ -209,10 +210,16 @@ impl Serving<'_> {
             Held::Ours(exchange) => Some(exchange),
             Held::Begun(_) | Held::Unread(..) => None,
         };
-        let began = self.line.clock();
+        let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
         let (port, peeks) = BodyPort::open();
         let asking = by.on_handoff_failed(self.worker.index, request, &port, &failure, self.line.carry());
         let result = self.showing(peeks, exchange, asking).await;
+        if is_watched() {
+            let decide_us = began.map_or(0, |began| micros(began.elapsed()));
+            let (method, target) = (request.head.method(), request.head.target());
+            let line = format_args!("{method} {target}, {} having failed", failure.target);
+            tell(by, &request.id, line, result.as_ref().map(told), decide_us);
+        }
         self.line.set(|r| {
             r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
         });

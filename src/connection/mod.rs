@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use self::account::Account;
 use self::decide::{Decided, Denied};
 pub use self::gate::Gates;
+pub use self::hand_over::ASKED_COUNT_MAX;
 use crate::access_log::{Line, Sinks};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};

@@ -46,6 +46,15 @@ impl Admittance {
     }
 }
 
+impl std::fmt::Display for Admittance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Handoff(handoff) => handoff.fmt(f),
+            Self::Accept | Self::Reject => f.write_str(self.word()),
+        }
+    }
+}
+
 /// How far a handoff came that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureStage {

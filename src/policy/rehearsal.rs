@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::body::BodyPort;
+use super::body::{BodyPort, Peeks};
 use super::error::{LoadError, PolicyError};
 use super::gauge::Used;
 use super::generation::Generation;
+use super::hooks::HandoffFailure;
 use super::host::Engine;
 use super::{Options, read};
 use crate::decision::Decision;
@@ -80,15 +81,40 @@ impl Rehearsal {
     /// # Cancel safety
     /// Dropping it ends the guest where it is.
     pub async fn on_request(&self, request: &Arc<Request>, body: &[u8]) -> Rehearsed {
-        let (port, mut peeks) = BodyPort::open();
-        let mut decision = std::pin::pin!(self.generation.on_request(0, request, &port));
+        let (port, peeks) = BodyPort::open();
+        self.showing(body, peeks, self.generation.on_request(0, request, &port)).await
+    }
+
+    /// Asks what to do with the client of a request, of whom nothing was handed over.
+    ///
+    /// # Cancel safety
+    /// As [`Rehearsal::on_request`]'s.
+    pub async fn on_handoff_failed(
+        &self,
+        request: &Arc<Request>,
+        body: &[u8],
+        failure: &HandoffFailure,
+        carry: &[u8],
+    ) -> Rehearsed {
+        let (port, peeks) = BodyPort::open();
+        self.showing(body, peeks, self.generation.on_handoff_failed(0, request, &port, failure, carry)).await
+    }
+
+    /// Waits for an answer, meanwhile shows the body, and measures.
+    async fn showing(
+        &self,
+        body: &[u8],
+        mut peeks: Peeks,
+        asking: impl Future<Output = Result<Decision, PolicyError>>,
+    ) -> Rehearsed {
+        let mut asking = std::pin::pin!(asking);
         if let Some(gauge) = self.engine.gauge() {
             gauge.take();
         }
         let decision = loop {
             tokio::select! {
                 biased;
-                decision = &mut decision => break decision,
+                decision = &mut asking => break decision,
                 Some(peek) = peeks.next() => {
                     let prefix = body[..body.len().min(peek.bytes_max())].to_vec();
                     peek.answer(Ok(prefix));

@@ -88,6 +88,11 @@ fn compare(at: &str, expected: &Value, found: &Value, out: &mut Vec<String>) {
                 compare(&at, value, found.get(key).unwrap_or(&Value::Null), out);
             }
         }
+        (Value::Array(expected), Value::Array(found)) if expected.len() == found.len() => {
+            for (index, (expected, found)) in expected.iter().zip(found).enumerate() {
+                compare(&format!("{at}.{index}"), expected, found, out);
+            }
+        }
         _ if expected == found => {}
         _ => {
             let at = if at.is_empty() { "decision" } else { at };
@@ -138,11 +143,17 @@ mod tests {
         assert_eq!(found["headers"], json!({"a": "1", "b": ["2", {"hex": "ff"}]}));
         let same = json!({"action": "respond", "headers": {"a": "1"}, "annotations": {}});
         assert!(differences(&same, &found).is_empty());
-        let other = json!({"status": 403, "headers": {"c": "x"}, "annotations": {"k": "w"}});
+        let lists = json!({"headers": {"b": ["3", {"hex": "ff"}], "a": ["1"]}});
+        assert_eq!(
+            differences(&lists, &found),
+            ["headers.a: expected [\"1\"], found \"1\"", "headers.b.0: expected \"3\", found \"2\""]
+        );
+        let other = json!({"status": 403, "headers": {"b": ["2"], "c": "x"}, "annotations": {"k": "w"}});
         assert_eq!(
             differences(&other, &found),
             [
                 "status: expected 403, found 401",
+                "headers.b: expected [\"2\"], found [\"2\",{\"hex\":\"ff\"}]",
                 "headers.c: expected \"x\", found nothing",
                 "annotations.k: expected \"w\", found \"v\"",
             ]

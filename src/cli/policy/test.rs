@@ -12,7 +12,9 @@ use super::request_file::RequestFile;
 use super::{Health, Module, decision, print, usage};
 use crate::decision::Action;
 use crate::log::{Line, capture};
-use crate::policy::{Engine, LoadError, Options, PolicyError, Rehearsal, Rehearsed, Stage};
+use crate::policy::{
+    Engine, FailureStage, HandoffFailure, LoadError, Options, PolicyError, Rehearsal, Rehearsed, Stage,
+};
 
 /// Asks a policy about requests, and compares what it decides.
 #[derive(Debug, clap::Args)]
@@ -73,8 +75,24 @@ struct Asked {
     file: RequestFile,
     rehearsed: Rehearsed,
     log: Vec<Line>,
-    /// What the gateway would make of a decision that it cannot carry out.
-    refusal: Option<String>,
+    /// What the failure-hook said, where no daemon took the client.
+    failures: Vec<Failed>,
+    /// What the gateway would make of the last decision, which it cannot carry out.
+    refusal: Option<Refusal>,
+}
+
+/// A handoff that failed, and what the policy said to that.
+struct Failed {
+    target: String,
+    rehearsed: Rehearsed,
+}
+
+/// Why nobody takes a client.
+enum Refusal {
+    /// None of the daemons is there.
+    Down(Vec<String>),
+    /// There is no such target, or not for this policy.
+    Unknown(String),
 }
 
 impl Desk {
@@ -88,11 +106,9 @@ impl Desk {
     }
 
     fn ask(&self, module: &Module, rehearsal: &Rehearsal, file: RequestFile) -> Asked {
-        let (rehearsed, log) =
-            capture(Level::TRACE, || self.runtime.block_on(rehearsal.on_request(&file.request, &file.body)));
-        let refusal =
-            rehearsed.decision.as_ref().ok().and_then(|decision| refusal(module, rehearsal, &decision.action));
-        Asked { file, rehearsed, log, refusal }
+        let ((rehearsed, failures, refusal), log) =
+            capture(Level::TRACE, || self.runtime.block_on(converse(module, rehearsal, &file)));
+        Asked { file, rehearsed, log, failures, refusal }
     }
 
     /// Each request by itself.
@@ -133,7 +149,7 @@ impl Desk {
         for (path, file) in files {
             let asked = self.ask(module, &rehearsal, file);
             let differences = expected.as_mut().and_then(Vec::pop).map(|expected| asked.differences(&expected));
-            all_well &= asked.rehearsed.decision.is_ok() && differences.as_ref().is_none_or(Vec::is_empty);
+            all_well &= asked.is_decided() && differences.as_ref().is_none_or(Vec::is_empty);
             if args.json {
                 let mut object = asked.to_json(&module.options(None));
                 object["request"] = path.display().to_string().into();
@@ -212,26 +228,102 @@ pub(super) fn bad_request(error: &str) -> ExitCode {
     ExitCode::from(crate::cli::BAD_CONFIGURATION)
 }
 
-/// Why nobody takes the client.
-fn refusal(module: &Module, rehearsal: &Rehearsal, action: &Action) -> Option<String> {
-    let Action::Handoff(handoff) = action else { return None };
-    let names = || std::iter::once(&handoff.target).chain(&handoff.alternates);
-    for name in names() {
-        if module.health(name).is_none() || !rehearsal.generation().may_name(name) {
-            return Some(format!("there is no target {name:?}: the client is answered 403"));
+/// Asks about a request, and as often as the gateway would what to do where no daemon took the client.
+async fn converse(
+    module: &Module,
+    rehearsal: &Rehearsal,
+    file: &RequestFile,
+) -> (Rehearsed, Vec<Failed>, Option<Refusal>) {
+    let rehearsed = rehearsal.on_request(&file.request, &file.body).await;
+    let Ok(decision) = &rehearsed.decision else { return (rehearsed, Vec::new(), None) };
+    let mut refusal = Refusal::of(module, rehearsal, &decision.action);
+    let mut carry = decision.carry.clone();
+    let mut failures = Vec::new();
+    let attempts = if rehearsal.generation().hears_of_failures() { crate::connection::ASKED_COUNT_MAX } else { 0 };
+    for attempt in 1..=attempts {
+        let Some(Refusal::Down(tried)) = &refusal else { break };
+        let failure = HandoffFailure {
+            target: tried.last().cloned().unwrap_or_default(),
+            stage: FailureStage::Connect,
+            errno: Some(rustix::io::Errno::CONNREFUSED.raw_os_error()),
+            message: std::io::Error::from(rustix::io::Errno::CONNREFUSED).to_string(),
+            attempt,
+            retryable: true,
+        };
+        let rehearsed = rehearsal.on_handoff_failed(&file.request, &file.body, &failure, &carry).await;
+        let mut goes_on = false;
+        if let Ok(decision) = &rehearsed.decision {
+            carry.clone_from(&decision.carry);
+            // No opinion leaves it at what there was.
+            if !matches!(decision.action, Action::Pass(_)) {
+                refusal = Refusal::of(module, rehearsal, &decision.action);
+                goes_on = true;
+            }
+        }
+        failures.push(Failed { target: failure.target, rehearsed });
+        if !goes_on {
+            break;
         }
     }
-    if names().any(|name| module.health(name) == Some(Health::Up)) {
-        return None;
+    (rehearsed, failures, refusal)
+}
+
+impl Refusal {
+    /// Why nobody takes the client, if so.
+    fn of(module: &Module, rehearsal: &Rehearsal, action: &Action) -> Option<Self> {
+        let Action::Handoff(handoff) = action else { return None };
+        let names = || std::iter::once(&handoff.target).chain(&handoff.alternates);
+        for name in names() {
+            if module.health(name).is_none() || !rehearsal.generation().may_name(name) {
+                return Some(Self::Unknown(name.clone()));
+            }
+        }
+        let is_up = names().any(|name| module.health(name) == Some(Health::Up));
+        (!is_up).then(|| Self::Down(names().cloned().collect()))
     }
-    let tried: Vec<_> = names().map(String::as_str).collect();
-    Some(format!("no daemon takes the client, tried {}: it is answered 503", tried.join(", ")))
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Down(tried) => {
+                write!(f, "no daemon takes the client, tried {}: it is answered 503", tried.join(", "))
+            }
+            Self::Unknown(name) => write!(f, "there is no target {name:?}: the client is answered 403"),
+        }
+    }
+}
+
+impl Failed {
+    fn to_json(&self) -> Value {
+        let Rehearsed { decision, used } = &self.rehearsed;
+        let mut object = json!({
+            "target": self.target,
+            "decision": decision.as_ref().map_or(Value::Null, decision::to_json),
+            "time_us": micros(used.time),
+        });
+        if let Err(error) = decision {
+            object["error"] = error.to_string().into();
+        }
+        object
+    }
 }
 
 impl Asked {
+    /// Whether every hook came to a decision.
+    fn is_decided(&self) -> bool {
+        self.rehearsed.decision.is_ok() && self.failures.iter().all(|failed| failed.rehearsed.decision.is_ok())
+    }
+
     fn differences(&self, expected: &Value) -> Vec<String> {
         match &self.rehearsed.decision {
-            Ok(found) => decision::differences(expected, &decision::to_json(found)),
+            Ok(found) => {
+                let mut found = decision::to_json(found);
+                if !self.failures.is_empty() {
+                    found["failures"] = self.failures.iter().map(Failed::to_json).collect();
+                }
+                decision::differences(expected, &found)
+            }
             Err(error) => vec![format!("decision: expected {expected}, found {error}")],
         }
     }
@@ -262,8 +354,11 @@ impl Asked {
         if let Err(error) = decision {
             object["error"] = error.to_string().into();
         }
+        if !self.failures.is_empty() {
+            object["failures"] = self.failures.iter().map(Failed::to_json).collect();
+        }
         if let Some(refusal) = &self.refusal {
-            object["refusal"] = refusal.as_str().into();
+            object["refusal"] = refusal.to_string().into();
         }
         if let Some(note) = self.file.note {
             object["note"] = note.into();
@@ -275,9 +370,13 @@ impl Asked {
         let Rehearsed { decision, used } = &self.rehearsed;
         let head = &self.file.request.head;
         let mut out = format!("{}: {} {}\n  ", path.display(), head.method(), head.target());
-        match decision {
-            Ok(decision) => out += &decision::sentence(decision),
-            Err(error) => out += &format!("FAILED {error}"),
+        let said = |decision: &Result<_, PolicyError>| match decision {
+            Ok(decision) => decision::sentence(decision),
+            Err(error) => format!("FAILED {error}"),
+        };
+        out += &said(decision);
+        for Failed { target, rehearsed } in &self.failures {
+            out += &format!("\n  {target} is down, so: {}", said(&rehearsed.decision));
         }
         if let Some(refusal) = &self.refusal {
             out += &format!("\n  but     {refusal}");
