@@ -384,7 +384,9 @@ fn bind_admin((address, place): &(listener::Address, Fault)) -> Result<(listener
     if let listener::Address::Tcp(address) = address
         && !address.ip().is_loopback()
     {
-        tracing::warn!("admin on {address}: whoever reaches it, from other machines too, may reload policies");
+        tracing::warn!(
+            "admin on {address}: whoever reaches it, from other machines too, sees the figures; changes are for loopback and Unix sockets"
+        );
     }
     match Admin::bind(address) {
         Ok(admin) => Ok((address.clone(), admin)),

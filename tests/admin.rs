@@ -849,3 +849,20 @@ fn who_says_nothing_is_cut_and_who_waits_is_answered() {
     gateway.ledger_is(&before);
     assert_eq!(gateway.status("/"), 231);
 }
+
+#[test]
+fn at_an_address_that_others_can_reach_nothing_is_changed() {
+    let folder = folder();
+    fs::write(folder.path().join("p.wat"), answering(231)).expect("written");
+    let config = format!("{}{ONE_POLICY}", ADMIN.replace("127.0.0.1:0", "0.0.0.0:0"));
+    let gateway = Gateway::start_in(folder, &config, |command| command);
+    let port = Operator::of(&gateway).tcp().port();
+    let operator = Operator(Place::Tcp(([127, 0, 0, 1], port).into()));
+    gateway.stderr.wait(0, &["changes are for loopback"]);
+    assert_eq!((operator.get("/metrics").status, operator.get("/policies").status), (200, 200));
+    for act in ["reload", "rollback"] {
+        let (status, said) = operator.post(&format!("/policies/p/{act}"));
+        assert_eq!((status, &said["detail"]), (403, &json!("changes are for a loopback address or a Unix socket")));
+    }
+    assert_eq!(operator.policy("p")["generation"], 1);
+}

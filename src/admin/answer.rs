@@ -10,7 +10,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::View;
+use super::{Rights, View};
 use crate::background;
 use crate::http::path::{Plus, decode};
 use crate::metrics;
@@ -31,7 +31,7 @@ POST /policies/NAME/rollback   to the generation before; 409 if there is none
 ";
 
 /// Answers one request.
-pub(super) async fn answer(view: &Arc<View>, request: &Request<Incoming>) -> Answer {
+pub(super) async fn answer(view: &Arc<View>, rights: Rights, request: &Request<Incoming>) -> Answer {
     if let Err(reason) = is_operators(request.headers(), request.uri().host()) {
         return problem(StatusCode::FORBIDDEN, reason);
     }
@@ -56,6 +56,9 @@ pub(super) async fn answer(view: &Arc<View>, request: &Request<Incoming>) -> Ans
     }
     if request.method() != Method::POST {
         return not_allowed("POST");
+    }
+    if rights == Rights::Look {
+        return problem(StatusCode::FORBIDDEN, "changes are for a loopback address or a Unix socket");
     }
     // A configuration that is being read would replace the policy that this is done to, and undo it.
     let _turn = view.turn.lock().await;

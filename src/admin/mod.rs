@@ -38,6 +38,15 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// How long accepting pauses when there is no descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// What may be asked for at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// Looking, and changing what is in force.
+    Change,
+    /// Looking: others can reach the address too, and nobody is asked for a password.
+    Look,
+}
+
 /// The bound address.
 #[derive(Debug)]
 pub struct Admin {
@@ -88,6 +97,10 @@ impl Admin {
             Address::Tcp(_) => Listening::Tcp(TcpListener::from_std(socket.into())?),
             Address::Unix(_) => Listening::Unix(UnixListener::from_std(socket.into())?),
         };
+        let rights = match &self.local {
+            Address::Tcp(address) if !address.ip().is_loopback() => Rights::Look,
+            _ => Rights::Change,
+        };
         until.spawn(|mut until: Guard| async move {
             let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
             loop {
@@ -101,7 +114,7 @@ impl Admin {
                     next = next => next,
                 };
                 match accepted {
-                    Ok(client) => until.spawn(|until| serve(client, Arc::clone(&view), place, until)),
+                    Ok(client) => until.spawn(|until| serve(client, Arc::clone(&view), rights, place, until)),
                     Err(error) => {
                         tracing::debug!(%error, "admin: no connection could be accepted");
                         tokio::select! {
@@ -145,7 +158,7 @@ impl Listening {
     }
 }
 
-async fn serve(client: Client, view: Arc<View>, place: OwnedSemaphorePermit, mut until: Guard) {
+async fn serve(client: Client, view: Arc<View>, rights: Rights, place: OwnedSemaphorePermit, mut until: Guard) {
     if let Client::Unix(client) = &client
         && let Err(refused) = is_ours(client)
     {
@@ -154,8 +167,8 @@ async fn serve(client: Client, view: Arc<View>, place: OwnedSemaphorePermit, mut
     }
     let answered = async {
         match client {
-            Client::Tcp(client) => http(client, &view).await,
-            Client::Unix(client) => http(client, &view).await,
+            Client::Tcp(client) => http(client, &view, rights).await,
+            Client::Unix(client) => http(client, &view, rights).await,
         }
     };
     tokio::select! {
@@ -172,6 +185,7 @@ async fn serve(client: Client, view: Arc<View>, place: OwnedSemaphorePermit, mut
 async fn http<C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     client: C,
     view: &Arc<View>,
+    rights: Rights,
 ) -> hyper::Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -181,7 +195,7 @@ async fn http<C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
             TokioIo::new(client),
             service_fn(|request| {
                 let view = Arc::clone(view);
-                async move { Ok::<_, std::convert::Infallible>(answer::answer(&view, &request).await) }
+                async move { Ok::<_, std::convert::Infallible>(answer::answer(&view, rights, &request).await) }
             }),
         )
         .await

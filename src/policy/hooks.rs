@@ -3,8 +3,10 @@
 //!
 //! A module that never suspends is asked by a plain call; the others by a future. Both are the same few steps.
 
+use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Lift, Lower};
@@ -137,12 +139,21 @@ impl Generation {
         self.ask(worker, &self.breaker, &question, |given| self.decision(given)).await
     }
 
-    /// The same for a policy that never suspends ([`Generation::reads_body`] is false): a plain call, without a future.
+    /// The same for a request without a body, where nothing has to be waited for: a plain call for a policy that never
+    /// suspends ([`Generation::reads_body`] is false). One that could, and does, fails.
     ///
     /// # Errors
     /// As [`Generation::on_request`].
     pub fn on_request_at_once(&self, worker: usize, request: &Arc<Request>) -> Result<Decision, PolicyError> {
-        let question = about_request(request, &BodyPort::empty());
+        let body = BodyPort::empty();
+        if self.reads_body() {
+            let mut asking = std::pin::pin!(self.on_request(worker, request, &body));
+            return match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(decision) => decision,
+                Poll::Pending => Err(PolicyError::Exhausted("it waits, and nobody may wait here".to_owned())),
+            };
+        }
+        let question = about_request(request, &body);
         self.ask_at_once(worker, &self.breaker, &question, |given| self.decision(given))
     }
 
