@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Cannot be printed: only [`Secret::reveal`] gives it.
+/// Cannot be printed: only `reveal` gives it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

@@ -1,6 +1,6 @@
 //! Servers that answer through us, by the names of the configuration. In this version they answer callouts of policies.
 //!
-//! An [`Upstream`] is an address, its limits, and the connections that are kept to it. Each worker keeps its own: a
+//! An upstream is an address, its limits, and the connections that are kept to it. Each worker keeps its own: a
 //! connection lives where it was made. One callout takes a connection, or makes one, sends its request and reads the whole
 //! answer; a connection that is whole afterwards is kept for the next. Nothing is tried again once a byte of a request went
 //! out: only a connection that turns out to be closed before that is replaced.
