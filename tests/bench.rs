@@ -89,3 +89,19 @@ fn held_streams_are_counted_and_cost_no_descriptor() {
     assert_eq!(measured["daemon"]["streams"].as_u64(), Some(40), "{measured}");
     assert!(measured["messages_per_stream_s"].as_f64().is_some_and(|rate| rate > 0.0), "{measured}");
 }
+
+#[test]
+fn a_run_over_languages_measures_warm_and_fresh() {
+    let output = Command::new(tests().join("bench/decisions"))
+        .args(["--rounds", "1", "--time", "50ms", "--languages", "rust", "assemblyscript"])
+        .env("BATON_BIN", env!("CARGO_BIN_EXE_baton"))
+        .output()
+        .expect("it runs");
+    let (said, complained) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}\n{complained}");
+    for head in ["warm instance, us: ", "fresh instance, us: ", "conditions: {"] {
+        assert!(said.contains(head), "{said}");
+    }
+    let rows = |language: &str| said.lines().filter(|line| line.split_whitespace().nth(1) == Some(language)).count();
+    assert_eq!(["rust", "assemblyscript"].map(rows), [2, 2], "{said}");
+}
