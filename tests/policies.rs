@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::shipped::{cases, files, json, shipped, toml};
-use support::{Answer, Daemon, Gateway, baton, eventually, folder};
+use support::{Answer, Daemon, Gateway, baton, compile, eventually, folder};
 use tempfile::TempDir;
 
 /// Where a guest stands.
@@ -97,17 +97,6 @@ fn bearer(module: &str, config: &Value) -> String {
     format!(
         "[policy.auth]\nmodule = \"{module}\"\n{limits}config = {config}\n[[route]]\npath = \"/\"\npolicies = [\"auth\"]\n"
     )
-}
-
-/// Lets the program compile what a configuration names, so that its code is at hand when the gateway starts: an interpreter
-/// takes many seconds, for which nobody there is prepared to wait.
-fn compile(toml: &str, folder: &TempDir) {
-    let file = folder.path().join("check.toml");
-    let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
-    let toml = toml.replace("LISTEN", listener).replace("DIR", &folder.path().display().to_string());
-    fs::write(&file, toml).expect("written");
-    let output = baton().args(["check", "-c"]).arg(&file).output().expect("it runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -14,7 +14,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::load::{self, Got};
-use support::{Daemon, Gateway, eventually, folder};
+use support::shipped::{cases, json, shipped, toml};
+use support::{Daemon, Gateway, compile, eventually, folder};
 
 /// A guest's text, a little different each time, so that it is another module.
 fn guest(name: &str, version: usize) -> String {
@@ -380,5 +381,72 @@ fn what_no_event_tells_of_is_found_by_the_poll() {
     }
     for gateway in &gateways {
         eventually("the poll finds it", || (gateway.status("/p") == 231).then_some(()));
+    }
+}
+
+/// The same module once more, but for a custom section at its end.
+fn another(module: &[u8], version: usize) -> Vec<u8> {
+    let name = format!("version-{version}");
+    let length = |text: &str, more: usize| u8::try_from(text.len() + more).expect("a short one");
+    let section = [&[0, length(&name, 1), length(&name, 0)], name.as_bytes()].concat();
+    [module, &section].concat()
+}
+
+#[test]
+fn modules_in_every_language_are_reloaded_and_nobody_fails() {
+    /// Compiling an interpreter takes the processor for half a minute, and longer where others want it.
+    const PATIENCE: Duration = Duration::from_secs(400);
+    /// Between two requests of a client: what compiles shall get some of the processor.
+    const PAUSE: Duration = Duration::from_millis(5);
+    let bearer = [
+        ("rust", 10),
+        ("rust-wasip2", 3),
+        ("assemblyscript", 10),
+        ("c", 10),
+        ("go", 2),
+        ("javascript", 1),
+        ("python", 1),
+    ];
+    for (language, reloads) in bearer {
+        let folder = folder();
+        let module = fs::read(shipped(&format!("bearer-{language}"))).expect("it is there");
+        fs::write(folder.path().join("p.wasm"), &module).expect("written");
+        let _daemon = Daemon::start(&folder.path().join("chat.sock"), "seqpacket", "serve", &["backlog=1000"]);
+        let config = format!(
+            "LISTEN\n[target.chat]\nsockets = [\"DIR/chat.sock\"]\n[handoff]\nack_timeout = \"20s\"\nconnect_timeout = \"20s\"\n\
+             [policy.p]\nmodule = \"DIR/p.wasm\"\ndeadline = \"5s\"\nconfigure_deadline = \"300s\"\nmemory_max = \"256MiB\"\n\
+             config = {}\n[[route]]\npath = \"/\"\npolicies = [\"p\"]\n",
+            toml(&json(&cases("bearer").join("config.json")))
+        );
+        compile(&config, &folder);
+        let gateway = Gateway::start_in(folder, &config, |command| command);
+        let client = |_: usize| {
+            #[expect(clippy::disallowed_methods, reason = "the pace of the load, nothing is waited for")]
+            std::thread::sleep(PAUSE);
+            let request =
+                "GET /v1/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open-sesame\r\nConnection: close\r\n\r\n";
+            let got = load::ask(gateway.address(), request);
+            assert_eq!(got, Got::Daemon, "{language}");
+            got
+        };
+        let (tally, ()) = under_load(client, || {
+            for version in 1..=reloads {
+                let new = gateway.path("p.new");
+                fs::write(&new, another(&module, version)).expect("written");
+                fs::rename(new, gateway.path("p.wasm")).expect("renamed");
+                gateway.signal(Signal::SIGHUP);
+                let until = std::time::Instant::now() + PATIENCE;
+                let to = format!("to={}", version + 1);
+                while !gateway.stderr.all().iter().any(|l| l.contains("policy reloaded") && l.contains(&to)) {
+                    assert!(std::time::Instant::now() < until, "{language}: {:?}", gateway.stderr.all());
+                    std::thread::park_timeout(PAUSE);
+                }
+            }
+        });
+        println!("{language}: {reloads} reloads, {tally:?}");
+        assert_eq!(gateway.stderr.all().iter().filter(|line| line.contains("not reloaded")).count(), 0, "{language}");
+        let last = gateway.log();
+        let generation = last.iter().filter_map(|line| line["generation"].as_u64()).max();
+        assert!(generation >= Some(reloads as u64), "{language}: {generation:?}");
     }
 }

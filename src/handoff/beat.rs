@@ -186,7 +186,7 @@ mod tests {
     #[tokio::test]
     async fn pauses_that_are_too_short_are_refrained_from_but_for_a_try() {
         let beat = Beat::with_rests();
-        let pauses = || async { tokio::join!(biased; beat.pause(), async { beat.rest() }).0 };
+        let pauses = || async { tokio::join!(biased; beat.pause(), async { beat.look() }).0 };
         for _ in 0..TRUST_MAX {
             assert!(pauses().await);
             beat.learn(Pause::TooShort);

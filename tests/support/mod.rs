@@ -136,6 +136,15 @@ pub struct Gateway {
     listeners: Vec<String>,
 }
 
+/// Lets the program compile what a configuration names, so that its code is at hand when the gateway starts: an interpreter
+/// takes many seconds, for which nobody there is prepared to wait.
+pub fn compile(toml: &str, folder: &TempDir) {
+    let file = folder.path().join("check.toml");
+    std::fs::write(&file, fill(folder, toml)).expect("written");
+    let output = baton().args(["check", "-c"]).arg(&file).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 impl Gateway {
     /// Starts it. `LISTEN` stands for a listener called `http` on a free port, `DIR` for its folder, `POLICIES` for
     /// that of the tests' guests. The access log is on, unless it is configured otherwise.

@@ -146,7 +146,7 @@ mod tests {
         let lists = json!({"headers": {"b": ["3", {"hex": "ff"}], "a": ["1"]}});
         assert_eq!(
             differences(&lists, &found),
-            ["headers.a: expected [\"1\"], found \"1\"", "headers.b.0: expected \"3\", found \"2\""]
+            ["headers.b.0: expected \"3\", found \"2\"", "headers.a: expected [\"1\"], found \"1\""]
         );
         let other = json!({"status": 403, "headers": {"b": ["2"], "c": "x"}, "annotations": {"k": "w"}});
         assert_eq!(
