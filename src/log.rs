@@ -9,6 +9,7 @@ mod watch;
 use std::io::IsTerminal;
 
 use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, filter};
@@ -50,12 +51,14 @@ pub fn begin(format: Format, level: Option<&str>, usual: &str, watched: Option<&
     };
     let Some(policy) = watched else {
         // Decisions are the access log's business; here they are shown to whoever watches.
-        let log = log.with_filter(filter).with_filter(filter::filter_fn(|event| event.target() != watch::DECISION));
+        let others = filter::filter_fn(|event| event.target() != watch::DECISION);
+        // One filter of both: of two, one within the other, tracing would take anything for wanted.
+        let log = log.with_filter(filter.and(others.with_max_level_hint(LevelFilter::TRACE)));
         tracing_subscriber::registry().with(log).init();
         return Ok(Guard { _log: guard, _watch: None });
     };
     let (watch, watch_guard) = watch::Watch::new(policy);
-    let log = log.with_filter(filter).with_filter(watch::Others::new(policy));
+    let log = log.with_filter(filter.and(watch::Others::new(policy)));
     tracing_subscriber::registry().with(log).with(watch.with_filter(watch::About)).init();
     Ok(Guard { _log: guard, _watch: Some(watch_guard) })
 }

@@ -856,8 +856,9 @@ fn at_an_address_that_others_can_reach_nothing_is_changed() {
     fs::write(folder.path().join("p.wat"), answering(231)).expect("written");
     let config = format!("{}{ONE_POLICY}", ADMIN.replace("127.0.0.1:0", "0.0.0.0:0"));
     let gateway = Gateway::start_in(folder, &config, |command| command);
-    let port = Operator::of(&gateway).tcp().port();
-    let operator = Operator(Place::Tcp(([127, 0, 0, 1], port).into()));
+    let said = gateway.stderr.wait(0, &["admin on http://0.0.0.0:"]);
+    let port = said.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let operator = Operator(Place::Tcp(std::net::SocketAddr::from(([127, 0, 0, 1], port))));
     gateway.stderr.wait(0, &["changes are for loopback"]);
     assert_eq!((operator.get("/metrics").status, operator.get("/policies").status), (200, 200));
     for act in ["reload", "rollback"] {

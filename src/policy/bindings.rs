@@ -65,8 +65,8 @@ pub(super) use generated::exports::baton::policy::lifecycle::Requirements;
 const CARRY_BYTES_MAX: usize = 64 << 10;
 /// They become a part of one line of the access log, which has room for so many bytes of all requests that wait.
 const ANNOTATION_BYTES_MAX: usize = 16 << 10;
-/// A path of a socket has 108 bytes, and nobody calls a target by more than this; it is said in both logs.
-const TARGET_BYTES_MAX: usize = 1 << 10;
+/// What is longer than any path would be said in both logs.
+const TARGET_BYTES_MAX: usize = 16 << 10;
 /// The client waits while they are tried in turn, each with its retries, and the log has a line for each.
 const ALTERNATE_COUNT_MAX: usize = 16;
 
