@@ -176,6 +176,7 @@ fn each_outside_crate_has_a_home() {
         (
             "rustix",
             &[
+                "cli/policy/test.rs",
                 "admin/",
                 "background.rs",
                 "client.rs",
