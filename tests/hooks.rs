@@ -395,9 +395,10 @@ fn a_policy_is_told_what_failed_and_names_another_target_with_what_it_carried() 
     assert_eq!(gateway.status("/told"), 200 + 1 + 10 + 50 + 100 + 2);
     drop(std::os::unix::net::UnixListener::bind(gateway.path("chat.sock")).expect("bound"));
     assert_eq!(gateway.status("/told"), 200 + 1 + 10 + 50 + 100 + 111);
-    // Closed unread: at acknowledge, and the client is ours.
+    // Closed unread, behind the message or before it (EPIPE at send); the client is ours.
     let _daemon = Daemon::start(&gateway.path("chat.sock"), "seqpacket", "drop", &[]);
-    assert_eq!(gateway.status("/told"), 200 + 1 + 30 + 50);
+    let told = gateway.status("/told");
+    assert!([200 + 1 + 30 + 50, 200 + 1 + 20 + 50 + 100 + 32].contains(&told), "{told}");
 }
 
 #[test]

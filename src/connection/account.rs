@@ -142,7 +142,7 @@ pub(super) fn say_failed(
     let (policy, number) = (generation.policy(), generation.number());
     match failure {
         PolicyError::BreakerOpen => {
-            tracing::debug!(%policy, generation = number, %request, hook, error, "policy not asked");
+            tracing::warn!(%policy, generation = number, %request, hook, error, "policy not asked");
         }
         _ => tracing::warn!(%policy, generation = number, %request, hook, error, "policy failed"),
     }

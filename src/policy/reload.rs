@@ -78,6 +78,8 @@ impl Watcher {
             let seen = before.remove(&path).unwrap_or_else(|| look(&path));
             (path, seen)
         };
+        // Two policies may have one module: the second of them would be looked at anew, and a change forgotten.
+        let paths: BTreeSet<PathBuf> = paths.into_iter().collect();
         self.files = paths.into_iter().map(keep).collect();
         self.watch_folders();
     }
@@ -242,6 +244,18 @@ mod tests {
             fs::write(&file, "back").expect("written");
             changes(&mut watcher, &file).await;
         });
+    }
+
+    #[test]
+    fn a_change_is_not_forgotten_when_two_watch_one_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("p.wasm");
+        fs::write(&file, "0").expect("written");
+        let twice = || [file.clone(), file.clone()];
+        let mut watcher = Watcher::new(twice());
+        fs::write(&file, "another").expect("written");
+        watcher.watch(twice());
+        runtime().block_on(changes(&mut watcher, &file));
     }
 
     #[test]
