@@ -747,7 +747,7 @@ fn a_policy_that_fails_too_often_is_not_asked_for_a_while_and_then_once() {
         eventually("a trial that succeeds", || (ask(name, "") == 242).then_some(()));
         gateway.stderr.wait(0, &["INFO", "breaker closed", &format!("policy={name} ")]);
         assert_eq!([ask(name, ""), ask(name, "X-Fail: 1\r\n"), ask(name, "")], [242, otherwise, 242]);
-        // A line for each failure, and none for who was not asked.
+        // A line for each failure; who was not asked has another one.
         let count = || failures_of(&gateway, name, "on-request").len();
         eventually("five failures", || (count() >= 5).then_some(()));
         assert_eq!(count(), 5);
