@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Bytes, Incoming};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use tokio::time::timeout;
 
-use super::Upstream;
 use super::pool::{Connection, unreachable};
+use super::{Source, Upstream};
 use crate::decision::Field;
 use crate::http::fields::list;
 use crate::policy::{Callout, CalloutAnswer, CalloutError};
@@ -41,9 +41,9 @@ impl Upstream {
         Ok(answer)
     }
 
-    fn request(&self, callout: Callout) -> Result<Request<Full<Bytes>>, CalloutError> {
+    fn request(&self, callout: Callout) -> Result<Request<Source>, CalloutError> {
         let address = &self.options.address;
-        let mut request = Request::new(Full::new(Bytes::from(callout.body)));
+        let mut request = Request::new(Source::whole(callout.body.into()));
         *request.method_mut() = Method::from_bytes(callout.method.as_bytes()).map_err(unreachable)?;
         *request.uri_mut() = Uri::try_from(address.target(&callout.path_and_query)).map_err(unreachable)?;
         let headers = request.headers_mut();
@@ -57,7 +57,7 @@ impl Upstream {
         Ok(request)
     }
 
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<(Connection, Response<Incoming>), CalloutError> {
+    async fn send(&self, mut request: Request<Source>) -> Result<(Connection, Response<Incoming>), CalloutError> {
         loop {
             let kept = self.pool.take().await;
             let was_kept = kept.is_some();

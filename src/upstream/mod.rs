@@ -6,6 +6,9 @@
 //! out: only a connection that turns out to be closed before that is replaced.
 
 mod address;
+mod answer;
+mod fault;
+mod feed;
 mod fetch;
 mod pool;
 
@@ -14,6 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::{Address, AddressError};
+pub use answer::{Answer, Body, Piece, Whole};
+pub use fault::Fault;
+pub use feed::{Cut, Feed, Source, feed};
 
 use self::pool::Pool;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};

@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,13 +15,13 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Address;
+use super::{Address, Source};
 use crate::policy::CalloutError;
 
 /// One connection, in use; dropped, it is closed.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) sender: http1::SendRequest<Full<Bytes>>,
+    pub(super) sender: http1::SendRequest<Source>,
     idle_since: Arc<IdleSince>,
 }
 
