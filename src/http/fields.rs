@@ -173,7 +173,8 @@ pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(trim).filter(|member| !member.is_empty())
 }
 
-fn trim(member: &[u8]) -> &[u8] {
+/// Without spaces and tabs around it (OWS, RFC 9110 §5.6.3).
+pub(super) fn trim(member: &[u8]) -> &[u8] {
     let blank = |b: &u8| matches!(b, b' ' | b'\t');
     let start = member.iter().position(|b| !blank(b)).unwrap_or(member.len());
     let end = member.iter().rposition(|b| !blank(b)).map_or(start, |last| last + 1);

@@ -303,7 +303,7 @@ impl RequestHead {
     }
 
     /// All fields in order: name as it was written, value without surrounding white space.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
         self.fields.iter().map(|&(name, value)| (self.text(name), value.of_bytes(&self.bytes)))
     }
 

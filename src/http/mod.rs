@@ -6,7 +6,10 @@
 pub mod body;
 mod error;
 pub mod fields;
+pub mod forward;
+pub mod forwarded;
 pub mod head;
+pub mod mount;
 #[cfg(any(test, fuzzing))]
 pub mod naive;
 pub mod path;
