@@ -9,13 +9,14 @@
 //! System calls: recv(2), send(2), shutdown(2), epoll_ctl(2) through tokio.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 use crate::pace::Pace;
 
 /// How often a write that waits looks whether the client has taken anything.
-const LOOKS_PER_STALL: u32 = 8;
+pub(crate) const LOOKS_PER_STALL: u32 = 8;
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
@@ -69,9 +70,15 @@ impl Client {
         self.0.into_socket()
     }
 
-    /// The socket's registration, made anew unless it is the one of `kept`: a descriptor has one.
-    fn watch(&mut self, interest: Interest, kept: Option<Interest>) -> io::Result<&AsyncFd<OwnedFd>> {
-        if !matches!(&self.0, Form::Watched(_, had) if Some(*had) == kept) {
+    /// The socket's registration, made anew unless it has that interest already: a descriptor has one.
+    fn watch(&mut self, interest: Interest) -> io::Result<&AsyncFd<OwnedFd>> {
+        let had = match &self.0 {
+            Form::Watched(_, had) => Some(*had),
+            Form::Bare(_) | Form::Moving => None,
+        };
+        let all = had.map_or(interest, |had| had | interest);
+        if had != Some(all) {
+            let interest = all;
             let socket = std::mem::replace(&mut self.0, Form::Moving).into_socket();
             match crate::handoff::watch(socket, interest) {
                 Ok(watch) => self.0 = Form::Watched(watch, interest),
@@ -106,6 +113,15 @@ impl Client {
         }
     }
 
+    /// Takes what has arrived, up to the length of `buffer`, all of which must be known to be ours; 0 at the end of what the
+    /// client sends.
+    ///
+    /// # Errors
+    /// As [`peek`](Self::peek).
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(buffer, RecvFlags::empty())
+    }
+
     fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
             match rustix::net::recv(self.as_fd(), &mut *buffer, flags) {
@@ -122,9 +138,31 @@ impl Client {
     /// # Cancel safety
     /// Dropping it loses nothing: look again.
     pub async fn readable(&mut self) -> io::Result<()> {
-        let watch = self.watch(Interest::READABLE, Some(Interest::READABLE))?;
+        let watch = self.watch(Interest::READABLE)?;
         // Cleared before the caller looks: what arrives after the look is a new event.
         watch.readable().await.map(|mut guard| guard.clear_ready())
+    }
+
+    /// As [`readable`](Self::readable), for whoever waits for several things at once: room to write among them.
+    pub fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let watch = self.watch(BOTH)?;
+        ready!(watch.poll_read_ready(context))?.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits until the client has closed, with nothing behind it that is unread: then nobody reads an answer. A client that
+    /// has sent more requests before it closed its side may read on.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.poll_readable(context)).is_err() || self.is_gone() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Whether the client has closed, with nothing behind it that is unread.
+    pub fn is_gone(&self) -> bool {
+        self.has_half_closed() && !matches!(self.peek(&mut [0]), Ok(1))
     }
 
     /// Whether the client has closed its side: nothing comes behind what is here already.
@@ -132,6 +170,24 @@ impl Client {
         let mut ask = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
+    }
+
+    /// Writes what there is room for of the slices, in their order; waits where there is none.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_send(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match send(self.as_fd(), slices) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
+        let watch = self.watch(BOTH)?;
+        loop {
+            let mut guard = ready!(watch.poll_write_ready(context))?;
+            if let Ok(result) = guard.try_io(|socket| send(socket.as_fd(), slices)) {
+                return Poll::Ready(result);
+            }
+        }
     }
 
     /// Writes all of `bytes`, as long as the client keeps the pace.
@@ -153,13 +209,15 @@ impl Client {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let now = Instant::now();
-                    let end = *end.get_or_insert_with(|| pace.deadline(written as u64));
-                    if now >= end {
+                    let until = *end.get_or_insert_with(|| pace.deadline(written as u64));
+                    if now >= until {
                         return Err((written, io::ErrorKind::TimedOut.into()));
                     }
-                    let look = end.min(now + pace.stall() / LOOKS_PER_STALL);
-                    if let Ok(result) = tokio::time::timeout_at(look, self.writable()).await {
-                        result.map_err(|error| (written, error))?;
+                    let look = until.min(now + pace.stall() / LOOKS_PER_STALL);
+                    let send =
+                        std::future::poll_fn(|context| self.poll_send(context, &[IoSlice::new(&bytes[written..])]));
+                    if let Ok(result) = tokio::time::timeout_at(look, send).await {
+                        (written, end) = (written + result.map_err(|error| (written, error))?, None);
                     }
                 }
                 Err(error) => return Err((written, error.into())),
@@ -168,10 +226,17 @@ impl Client {
         Ok(())
     }
 
-    /// Rare: an answer is small beside a socket's buffer. Registered anew each time, so that the kernel says at once if
-    /// there is room.
-    async fn writable(&mut self) -> io::Result<()> {
-        self.watch(Interest::WRITABLE, None)?.writable().await.map(drop)
+    /// Ends what we send, and nothing else (shutdown(2)).
+    pub fn end(&self) {
+        // Whoever has gone already need not be told.
+        let _: Result<(), Errno> = rustix::net::shutdown(self, Shutdown::Write);
+    }
+
+    /// Makes its close a reset (SO_LINGER, socket(7)), which no client takes for the end of an answer. A client over a Unix
+    /// socket knows no reset.
+    pub fn reset(&self) {
+        // A socket that cannot be told is closed in the ordinary way.
+        let _: Result<(), Errno> = rustix::net::sockopt::set_socket_linger(self, Some(Duration::ZERO));
     }
 
     /// Ends what we send and reads what the client still sends, so that closing does not reset the connection before the
@@ -211,6 +276,19 @@ impl Client {
             }
         }
         Ok(Left::Some)
+    }
+}
+
+/// For whoever reads and writes at the same time.
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
+/// sendmsg(2).
+fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    loop {
+        match rustix::net::sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
     }
 }
 

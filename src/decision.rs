@@ -90,6 +90,21 @@ pub struct Handoff {
     pub response_body: Vec<u8>,
 }
 
+/// Let a server answer, through us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// An upstream of the configuration.
+    pub upstream: String,
+    /// Asked for in place of what the client asked for; `None`: the same, at the place that the upstream's address says.
+    pub path_and_query: Option<String>,
+    /// Changes to the request on its way there.
+    pub request: Edits,
+    /// Until the answer's head; `None`: the upstream's own.
+    pub timeout: Option<Duration>,
+    /// Whether the policy that decided so is asked about the answer's head.
+    pub inspect_response: bool,
+}
+
 /// An answer made here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Respond {
@@ -108,8 +123,10 @@ pub enum Action {
     Abort,
     /// Give the client to a daemon.
     Handoff(Handoff),
-    /// No opinion: the next policy, then the route's default, with these edits.
+    /// No opinion: the next policy, then the route's default, with these edits. Of an answer: it is delivered with them.
     Pass(Edits),
+    /// Let a server answer.
+    Proxy(Proxy),
     /// Answer here.
     Respond(Respond),
 }
@@ -121,6 +138,7 @@ impl Action {
             Self::Abort => "abort",
             Self::Handoff(_) => "handoff",
             Self::Pass(_) => "pass",
+            Self::Proxy(_) => "proxy",
             Self::Respond(_) => "respond",
         }
     }
@@ -143,6 +161,7 @@ impl std::fmt::Display for Action {
                 let Edits { remove, set, append } = edits;
                 write!(f, "pass with {} fields edited", remove.len() + set.len() + append.len())
             }
+            Self::Proxy(proxy) => write!(f, "proxy to {}", proxy.upstream.escape_debug()),
             Self::Respond(respond) => write!(f, "respond {} with {} bytes", respond.status, respond.body.len()),
         }
     }
@@ -172,25 +191,31 @@ pub enum Outcome {
     HandedOff,
     /// A policy failed and the request was answered so.
     PolicyError,
+    /// An upstream answered, through us.
+    Proxied,
     /// No daemon took the client; it was answered.
     Refused,
     /// Answered here.
     Responded,
     /// A daemon may or may not own the client; closed unwritten.
     Unanswered,
+    /// An upstream did not answer, or not to its end: the request was answered so, or its answer cut.
+    UpstreamError,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Aborted,
         Self::ClientError,
         Self::ClientGone,
         Self::HandedOff,
         Self::PolicyError,
+        Self::Proxied,
         Self::Refused,
         Self::Responded,
         Self::Unanswered,
+        Self::UpstreamError,
     ];
 
     /// The stable word for it in the access log.
@@ -201,9 +226,11 @@ impl Outcome {
             Self::ClientGone => "client-gone",
             Self::HandedOff => "handed-off",
             Self::PolicyError => "policy-error",
+            Self::Proxied => "proxied",
             Self::Refused => "refused",
             Self::Responded => "responded",
             Self::Unanswered => "unanswered",
+            Self::UpstreamError => "upstream-error",
         }
     }
 }

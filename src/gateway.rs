@@ -322,12 +322,13 @@ fn settings<'a>(
     gates: Gates,
     counts: &'a [Arc<Counts>],
 ) -> impl Iterator<Item = Settings> + use<'a> {
-    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, admin, .. } = config;
+    let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, admin, trusted_proxies, .. } = config;
+    let (upstreams, trusted_proxies) = (Arc::new(upstream::Table::new(upstreams)), Arc::new(trusted_proxies));
     let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
     let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
     // All of them run on one engine.
     if let Some(policy) = policies.values().next() {
-        let callouts = Arc::new(upstream::Table::new(upstreams));
+        let callouts = Arc::<upstream::Table>::clone(&upstreams);
         policy.engine().connect(Services { targets: Arc::<target::Table>::clone(&targets), callouts });
     }
     let route = |r: config::Route| Route {
@@ -336,6 +337,8 @@ fn settings<'a>(
         path: r.path,
         methods: r.methods,
         policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
+        upgrade: r.upgrade,
+        internal: r.internal,
         default: r.default,
     };
     counts.iter().map(move |counts| Settings {
@@ -343,6 +346,8 @@ fn settings<'a>(
         routes: Table::new(routes.iter().cloned().map(route).collect()),
         gates: gates.clone(),
         targets: Arc::clone(&targets),
+        upstreams: Arc::clone(&upstreams),
+        trusted_proxies: Arc::clone(&trusted_proxies),
         pages: pages.clone(),
         sinks: Sinks { log: log.map(|(_, log)| log.clone()), counts: admin.is_some().then(|| Arc::clone(counts)) },
     })

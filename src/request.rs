@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::decision::{Edits, Field};
-use crate::http::head::RequestHead;
+use crate::http::body::Framing;
+use crate::http::fields::list;
+use crate::http::forwarded::{self, Node, TrustedProxies};
+use crate::http::head::{RequestHead, Version};
 
 /// Names one request in the log, to policies and to daemons: a ULID, sortable by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,35 @@ impl Request {
         let edited = edited.filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| &f.value[..]);
         let received = self.edited.is_none().then(|| self.head.field_all(name)).into_iter().flatten();
         edited.chain(received)
+    }
+
+    /// Who asks, and for what, as far as proxies in front of us are believed. It is about what was received: policies edit
+    /// what goes on.
+    pub fn client(&self, trusted: &TrustedProxies) -> forwarded::Client<'_> {
+        let node = match self.origin.peer {
+            Peer::Tcp(address) => Node::ip(address.ip()),
+            Peer::Unix { .. } => Node::Unix,
+        };
+        forwarded::Client::direct(node, "http", self.head.authority()).behind(self.head.fields(), trusted)
+    }
+
+    /// The route's path, which an upstream's path inside replaces; `/` where there is no route.
+    pub fn mount(&self) -> &str {
+        self.route.as_ref().map_or("/", |route| route.strip_prefix('=').unwrap_or(route))
+    }
+
+    /// Whether it asks for a WebSocket (RFC 6455 §4.1). Any other Upgrade is an ordinary request here.
+    pub fn wants_websocket(&self) -> bool {
+        let names = |name, option: &str| {
+            self.field_all(name).flat_map(list).any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
+        };
+        let may = self.head.method() == "GET" && self.head.version() == Version::Http11;
+        may && self.head.framing() == Framing::None && names("upgrade", "websocket") && names("connection", "upgrade")
+    }
+
+    /// Whether fields behind the last chunk of an answer are understood (RFC 9110 §10.1.4).
+    pub fn takes_trailers(&self) -> bool {
+        self.field_all("te").flat_map(list).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
     }
 
     /// The first value of that name.

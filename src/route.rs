@@ -21,6 +21,10 @@ pub struct Route {
     pub methods: Option<Vec<String>>,
     /// Asked in this order until one decides.
     pub policies: Vec<Arc<Policy>>,
+    /// Whether a WebSocket may begin here; if not, an Upgrade is an ordinary request.
+    pub upgrade: bool,
+    /// Whether only other routes' answers lead here.
+    pub internal: bool,
     /// What happens when all of them pass.
     pub default: Option<Action>,
 }
@@ -184,6 +188,8 @@ mod tests {
             path: PathPattern::parse(path).expect("a path"),
             methods: (!methods.is_empty()).then(|| methods.iter().map(|&m| m.to_owned()).collect()),
             policies: vec![],
+            upgrade: true,
+            internal: false,
             default: None,
         };
         Table::new(routes.iter().enumerate().map(route).collect())

@@ -24,7 +24,7 @@ pub struct ConfigFile {
     pub handoff: HandoffFile,
     /// Daemons that take clients.
     pub target: BTreeMap<String, TargetFile>,
-    /// Servers that answer through us: in this version, callouts of policies.
+    /// Servers that answer through us.
     pub upstream: BTreeMap<String, UpstreamFile>,
     /// Status and the file that replaces the built-in page, relative to this file.
     pub error_pages: BTreeMap<String, String>,
@@ -48,7 +48,8 @@ pub struct GatewayFile {
     pub access_log: Option<String>,
     /// `json` or `combined`. Default json.
     pub access_log_format: Option<LogFormat>,
-    /// Not served by this version.
+    /// Addresses and networks whose `Forwarded` and `X-Forwarded-*` are believed and added to, and `unix` for whoever comes
+    /// over a Unix socket. Default: nobody's.
     pub trusted_proxies: Vec<String>,
     /// Where the operator is answered: `127.0.0.1:9901`, or `unix:/run/baton/admin.sock`, which only root and our own
     /// user may use; absent: nowhere, and nothing is counted.
@@ -151,7 +152,8 @@ pub enum User {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamFile {
-    /// `http://HOST:PORT`, `unix:/PATH` or `unix:/PATH:/INSIDE`. A list is not served by this version.
+    /// `http://HOST:PORT`, `https://HOST:PORT`, `unix:/PATH`, `unix:/PATH:/INSIDE`, `+/PATH:/INSIDE`, `https+unix:/PATH`,
+    /// `fcgi://HOST:PORT` or `fcgi+unix:/PATH`; or a list of them, asked in turn, those that are not there passed over.
     pub address: Option<AddressFile>,
     /// Until it is connected. Default 1s.
     pub connect_timeout: Option<Time>,
@@ -163,21 +165,22 @@ pub struct UpstreamFile {
     pub keep_alive: Option<usize>,
     /// How long an idle connection is kept. Default 30s.
     pub keep_alive_timeout: Option<Time>,
-    /// Not served by this version.
+    /// Of a WebSocket, without a byte in either direction. Default 1h.
     pub tunnel_timeout: Option<Time>,
-    /// Not served by this version.
+    /// Of an answer. Default 2MiB.
     pub head_bytes_max: Option<Size>,
-    /// Not served by this version.
+    /// Fields of an answer. Default 2000.
     pub headers_max: Option<usize>,
-    /// Not served by this version.
+    /// Interim answers (1xx) before the answer. Default 100.
     pub interim_max: Option<usize>,
-    /// Not served by this version.
+    /// What its servers are asked for as Host. Default: what the client asked for.
     pub host: Option<String>,
-    /// Not served by this version.
+    /// Whether `X-Socket-Handoff` and `X-Handoff-Data` in its answers are acted on. Default false: they are removed only.
     pub handoff_headers: Option<bool>,
-    /// Not served by this version.
+    /// Fields of its answer that are put into the data of such a handoff, where that is a JSON object, as
+    /// `response_headers`.
     pub handoff_response_headers: Option<Vec<String>>,
-    /// Not served by this version.
+    /// The address from which its servers are connected to over TCP. Default: the system's choice.
     pub source: Option<String>,
     /// Not served by this version.
     pub ca: Option<String>,
@@ -201,7 +204,7 @@ pub struct UpstreamFile {
 pub enum AddressFile {
     /// One.
     One(String),
-    /// Several. Not served by this version.
+    /// Several.
     Several(Vec<String>),
 }
 
@@ -288,7 +291,7 @@ pub struct RouteFile {
     pub path: Option<String>,
     /// Absent: any. GET includes HEAD.
     pub methods: Option<Vec<String>>,
-    /// Not served by this version.
+    /// Whether only other routes' answers lead here (`X-Accel-Redirect`). Default false.
     pub internal: Option<bool>,
     /// Policies, asked in this order until one decides.
     pub policies: Vec<String>,
@@ -296,7 +299,7 @@ pub struct RouteFile {
     pub authorizer: Option<String>,
     /// Not served by this version.
     pub filter: Option<String>,
-    /// `false` is not served by this version.
+    /// Whether a WebSocket may begin here; if not, an Upgrade is an ordinary request. Default true.
     pub upgrade: Option<bool>,
     /// What happens when every policy passes; absent: 404.
     pub default: Option<DefaultFile>,
@@ -311,7 +314,7 @@ pub struct DefaultFile {
     /// With `handoff`: the response's head, written here; the daemon writes the body. Default in the dialect fdpass: 200
     /// without fields; in the others: none, the daemon writes the head.
     pub response_head: Option<ResponseHeadFile>,
-    /// Not served by this version.
+    /// An upstream's name.
     pub proxy: Option<String>,
     /// An answer made here.
     pub respond: Option<RespondFile>,

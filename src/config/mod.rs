@@ -7,7 +7,9 @@
 mod fault;
 mod file;
 mod resolve;
+mod servers;
 mod services;
+
 pub(crate) mod units;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ pub use file::ConfigFile;
 
 use crate::decision::Action;
 use crate::handoff::Daemon;
+use crate::http::forwarded::TrustedProxies;
 use crate::respond::ErrorPages;
 use crate::route::{HostPattern, PathPattern};
 use crate::{access_log, connection, listener, policy, target, upstream};
@@ -47,7 +50,9 @@ pub struct Config {
     pub prefixes: Vec<PathBuf>,
     /// Daemons that take clients.
     pub targets: Vec<Target>,
-    /// Servers that answer callouts.
+    /// Whose word about clients counts.
+    pub trusted_proxies: TrustedProxies,
+    /// Servers that answer through us.
     pub upstreams: Vec<upstream::Options>,
     /// Policies, by name.
     pub policies: Vec<Policy>,
@@ -101,6 +106,10 @@ pub struct Route {
     pub methods: Option<Vec<String>>,
     /// Names of policies, all of them configured.
     pub policies: Vec<String>,
+    /// Whether a WebSocket may begin here.
+    pub upgrade: bool,
+    /// Whether only other routes' answers lead here.
+    pub internal: bool,
     /// What happens when all of them pass.
     pub default: Option<Action>,
 }

@@ -11,9 +11,10 @@ use super::file::{
     PolicyFile, RespondFile, ResponseHeadFile, RouteFile, TargetFile, User,
 };
 use super::{Config, Listener, Policy, Route, Target};
-use crate::decision::{Action, Field, Handoff, Respond, ResponseHead};
+use crate::decision::{Action, Field, Handoff, Proxy, Respond, ResponseHead};
 use crate::handoff::{Address, Daemon, Deadlines, Dialect};
 use crate::http::fields::is_token_byte;
+use crate::http::forwarded::TrustedProxies;
 use crate::http::response::is_framing;
 use crate::respond::ErrorPages;
 use crate::route::{HostPattern, PathPattern};
@@ -47,6 +48,7 @@ impl<'a> Resolver<'a> {
             admin: self.admin(&file.gateway, &file.listener),
             connections_max: self.connections_max(&file.limits),
             limits: self.limits(&file.limits),
+            trusted_proxies: self.trusted_proxies(&file.gateway),
             listeners: self.listeners(&file.listener, &file.policy),
             handoff,
             prefixes,
@@ -77,7 +79,6 @@ impl<'a> Resolver<'a> {
 
     fn gateway(&mut self, file: &GatewayFile) -> Option<access_log::Options> {
         let key = Key::of("gateway");
-        self.not_served(&key, &[("trusted_proxies", !file.trusted_proxies.is_empty())]);
         if file.workers.is_some_and(|workers| workers > WORKERS_MAX) {
             self.fault(&key.name("workers"), format!("at most {WORKERS_MAX}"));
         }
@@ -117,6 +118,16 @@ impl<'a> Resolver<'a> {
                 None
             }
         }
+    }
+
+    fn trusted_proxies(&mut self, file: &GatewayFile) -> TrustedProxies {
+        let key = Key::of("gateway").name("trusted_proxies");
+        for (at, entry) in file.trusted_proxies.iter().enumerate() {
+            if let Err(error) = TrustedProxies::parse(&[entry]) {
+                self.fault(&key.index(at), error.to_string());
+            }
+        }
+        TrustedProxies::parse(&file.trusted_proxies).unwrap_or_default()
     }
 
     fn connections_max(&mut self, file: &LimitsFile) -> usize {
@@ -347,12 +358,7 @@ impl<'a> Resolver<'a> {
 
     fn route(&mut self, at: usize, file: &RouteFile, whole: &ConfigFile) -> Option<Route> {
         let key = Key::of("route").index(at);
-        let written = [
-            ("internal", file.internal == Some(true)),
-            ("authorizer", file.authorizer.is_some()),
-            ("filter", file.filter.is_some()),
-            ("upgrade", file.upgrade == Some(false)),
-        ];
+        let written = [("authorizer", file.authorizer.is_some()), ("filter", file.filter.is_some())];
         self.not_served(&key, &written);
         self.are_policies(&key.name("policies"), &file.policies, &whole.policy);
         let host = file.host.as_deref().map_or(Ok(HostPattern::Any), HostPattern::parse);
@@ -370,6 +376,8 @@ impl<'a> Resolver<'a> {
             path: path?,
             methods,
             policies: file.policies.clone(),
+            upgrade: file.upgrade.unwrap_or(true),
+            internal: file.internal == Some(true),
             default,
         })
     }
@@ -393,13 +401,16 @@ impl<'a> Resolver<'a> {
 
     fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
         self.not_served(key, &[("file", file.file.is_some())]);
-        if file.proxy.is_some() {
-            self.fault(&key.name("proxy"), "proxy is not served by this version: it has no upstreams");
-        }
         let named = [file.handoff.is_some(), file.proxy.is_some(), file.respond.is_some(), file.file.is_some()];
         if named.iter().filter(|named| **named).count() != 1 {
-            self.fault(key, "one of handoff and respond");
+            self.fault(key, "one of file, handoff, proxy and respond");
             return None;
+        }
+        if let Some(upstream) = &file.proxy {
+            if !whole.upstream.contains_key(upstream) {
+                self.fault(&key.name("proxy"), format!("no upstream is called {upstream:?}"));
+            }
+            return Some(Action::Proxy(Proxy { upstream: upstream.clone(), ..Proxy::default() }));
         }
         if let Some(target) = &file.handoff {
             if !whole.target.contains_key(target) {

@@ -4,69 +4,14 @@ use std::fs::File;
 use std::io::Read as _;
 
 use super::fault::Key;
-use super::file::{AddressFile, ConfigFile, PolicyFile, SecretFile, UpstreamFile};
-use super::resolve::{NOT_SERVED, Resolver};
+use super::file::{ConfigFile, PolicyFile, SecretFile};
+use super::resolve::Resolver;
 use crate::policy::{self, Secret};
-use crate::upstream::{self, Address};
 
 /// Of one secret. What is longer is no key, but some other file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 impl Resolver<'_> {
-    pub(super) fn upstream(&mut self, name: &str, file: &UpstreamFile) -> Option<upstream::Options> {
-        let key = Key::of("upstream").name(name);
-        let written = [
-            ("tunnel_timeout", file.tunnel_timeout.is_some()),
-            ("head_bytes_max", file.head_bytes_max.is_some()),
-            ("headers_max", file.headers_max.is_some()),
-            ("interim_max", file.interim_max.is_some()),
-            ("host", file.host.is_some()),
-            ("handoff_headers", file.handoff_headers.is_some()),
-            ("handoff_response_headers", file.handoff_response_headers.is_some()),
-            ("source", file.source.is_some()),
-            ("ca", file.ca.is_some()),
-            ("server_name", file.server_name.is_some()),
-            ("root", file.root.is_some()),
-            ("index", file.index.is_some()),
-            ("role", file.role.is_some()),
-            ("split", file.split.is_some()),
-            ("script", file.script.is_some()),
-        ];
-        self.not_served(&key, &written);
-        let timeouts = [
-            ("connect_timeout", file.connect_timeout),
-            ("head_timeout", file.head_timeout),
-            ("body_timeout", file.body_timeout),
-            ("keep_alive_timeout", file.keep_alive_timeout),
-        ];
-        for (name, _) in timeouts.iter().filter(|(_, time)| time.is_some_and(|t| t.0.is_zero())) {
-            self.fault(&key.name(name), "longer than 0");
-        }
-        let address = match &file.address {
-            None => {
-                self.fault(&key, "no address");
-                return None;
-            }
-            Some(AddressFile::Several(_)) => {
-                self.fault(&key.name("address"), format!("a list {NOT_SERVED}: write one address"));
-                return None;
-            }
-            Some(AddressFile::One(text)) => {
-                let address = Address::parse(text, &self.path(""));
-                address.map_err(|error| self.fault(&key.name("address"), error.to_string())).ok()?
-            }
-        };
-        let default = upstream::Options::new(name, address);
-        Some(upstream::Options {
-            connect_timeout: file.connect_timeout.map_or(default.connect_timeout, |t| t.0),
-            head_timeout: file.head_timeout.map_or(default.head_timeout, |t| t.0),
-            body_timeout: file.body_timeout.map_or(default.body_timeout, |t| t.0),
-            keep_alive: file.keep_alive.unwrap_or(default.keep_alive),
-            keep_alive_timeout: file.keep_alive_timeout.map_or(default.keep_alive_timeout, |t| t.0),
-            ..default
-        })
-    }
-
     /// Those options of a policy that are about services.
     pub(super) fn services(&mut self, key: &Key, file: &PolicyFile, whole: &ConfigFile, options: &mut policy::Options) {
         for (at, name) in file.upstreams.iter().enumerate() {

@@ -21,6 +21,8 @@ struct Told {
     guard: Guard,
     worker: usize,
     policies: Vec<Asked>,
+    /// Which of them decided, where it was not the last.
+    decider: Option<usize>,
 }
 
 /// A policy that was asked, and what it gave along for its later hooks.
@@ -67,21 +69,50 @@ impl Account {
         if generation.completes() {
             self.line.keep(request);
         }
-        let new = || Box::new(Told { guard: guard.clone(), worker, policies: Vec::new() });
+        let new = || Box::new(Told { guard: guard.clone(), worker, policies: Vec::new(), decider: None });
         let told = self.told.get_or_insert_with(new);
         told.policies.push(Asked { generation: Arc::clone(generation), carry });
     }
 
-    /// What the policy that was asked last gave along; empty where nothing was remembered of it.
+    /// The policies that have a word about answers, in the order in which they were asked, by their places.
+    pub(super) fn responders(&self) -> Vec<(usize, Arc<Generation>)> {
+        let asked = self.told.iter().flat_map(|told| told.policies.iter().enumerate());
+        asked.filter(|(_, a)| a.generation.sees_responses()).map(|(at, a)| (at, Arc::clone(&a.generation))).collect()
+    }
+
+    /// What the policy at that place gave along; empty where nothing was remembered of it.
+    pub(super) fn carry_of(&self, at: usize) -> &[u8] {
+        self.told.as_ref().and_then(|told| told.policies.get(at)).map_or(&[], |asked| &asked.carry)
+    }
+
+    /// It has been asked again.
+    pub(super) fn set_carry_of(&mut self, at: usize, carry: Vec<u8>) {
+        if let Some(asked) = self.told.as_mut().and_then(|told| told.policies.get_mut(at)) {
+            asked.carry = carry;
+        }
+    }
+
+    /// The policy at that place is the one that decided.
+    pub(super) fn decided_by(&mut self, at: usize) {
+        if let Some(told) = &mut self.told {
+            told.decider = Some(at);
+        }
+    }
+
+    /// What the policy that decided gave along.
     pub(super) fn carry(&self) -> &[u8] {
-        self.told.as_ref().and_then(|told| told.policies.last()).map_or(&[], |asked| &asked.carry)
+        self.carry_of(self.decider())
     }
 
     /// It has been asked again.
     pub(super) fn set_carry(&mut self, carry: Vec<u8>) {
-        if let Some(asked) = self.told.as_mut().and_then(|told| told.policies.last_mut()) {
-            asked.carry = carry;
-        }
+        self.set_carry_of(self.decider(), carry);
+    }
+
+    /// The place of the policy that decided: the last one's, until an answer was judged.
+    fn decider(&self) -> usize {
+        let of = |told: &Told| told.decider.unwrap_or(told.policies.len().saturating_sub(1));
+        self.told.as_deref().map_or(0, of)
     }
 
     /// Writes the line and tells the policies now.
@@ -104,7 +135,7 @@ impl Drop for Account {
 impl Told {
     /// Each in a task of its own, when the request's has nothing more to do.
     fn tell(self, record: &Record) {
-        let Self { guard, worker, policies } = self;
+        let Self { guard, worker, policies, .. } = self;
         for Asked { generation, carry } in policies.into_iter().filter(|asked| asked.generation.completes()) {
             let Some(completion) = generation.place_to_complete() else { continue };
             let summary = summary(record);

@@ -54,7 +54,8 @@ impl Serving<'_> {
                 r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
             });
             let result = result.and_then(|decision| self.fitting(&generation, "on-request", decision));
-            let has_later_hooks = generation.completes() || generation.hears_of_failures();
+            let has_later_hooks =
+                generation.completes() || generation.hears_of_failures() || generation.sees_responses();
             let Decision { action, carry, annotations } = match result {
                 Ok(decision) => decision,
                 Err(failure) => {

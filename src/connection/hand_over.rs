@@ -133,9 +133,9 @@ impl Serving<'_> {
         exchange: Exchange,
         request: &Arc<Request>,
         handoff: &Handoff,
-        by: Option<&Generation>,
+        by: Option<&Arc<Generation>>,
     ) -> Option<Client> {
-        match self.try_targets(exchange, request, handoff, by).await {
+        match self.try_targets(exchange, request, handoff, by.map(Arc::as_ref)).await {
             Tried::Over(client) => client,
             // Rare, and large beside the rest of the task: so it gets memory of its own.
             Tried::Refused(refused) => Box::pin(self.after_refusal(refused, request, by)).await,
@@ -147,7 +147,7 @@ impl Serving<'_> {
         &mut self,
         mut refused: Refused,
         request: &Arc<Request>,
-        by: Option<&Generation>,
+        by: Option<&Arc<Generation>>,
     ) -> Option<Client> {
         let Some(by) = by.filter(|by| by.hears_of_failures()) else { return self.give_up(refused, request).await };
         for attempt in 1..=ASKED_COUNT_MAX {
@@ -166,10 +166,13 @@ impl Serving<'_> {
                         }
                     }
                 }
+                (Some(Action::Proxy(proxy)), Held::Ours(exchange)) => {
+                    return self.proxy(exchange, request, &proxy, Some(Arc::clone(by))).await;
+                }
                 (Some(Action::Respond(respond)), Held::Ours(exchange)) => {
                     return self.answer(exchange, Outcome::Responded, &respond::answer(&respond)).await;
                 }
-                (Some(action @ (Action::Handoff(_) | Action::Respond(_))), held) => {
+                (Some(action @ (Action::Handoff(_) | Action::Proxy(_) | Action::Respond(_))), held) => {
                     let (policy, generation) = (by.policy(), by.number());
                     tracing::warn!(
                         %policy, generation, request = %request.id, hook = "on-handoff-failed",

@@ -7,6 +7,9 @@ mod account;
 mod decide;
 mod gate;
 mod hand_over;
+mod proxy;
+mod response;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +28,14 @@ use crate::decision::{Action, Edits, Outcome};
 use crate::drain::Guard;
 use crate::exchange::{Exchange, Then};
 use crate::handoff::Beat;
+use crate::http::forwarded::TrustedProxies;
 use crate::http::head;
 use crate::http::response::Answer;
 use crate::request::{Id, Origin, Request};
 use crate::respond::{self, ErrorPages, Form};
 use crate::route::{Found, Table};
 use crate::target;
+use crate::upstream;
 
 /// What connections run on: the configuration, resolved. Swapped whole by a reload; a request keeps the one that it began
 /// with. Each worker has one of its own, because every request counts itself into it.
@@ -44,6 +49,10 @@ pub struct Settings {
     pub gates: Gates,
     /// Daemons that take clients; the same for all workers.
     pub targets: Arc<target::Table>,
+    /// Servers that answer through us; the same for all workers, each of which has connections of its own.
+    pub upstreams: Arc<upstream::Table>,
+    /// Whose word about clients counts.
+    pub trusted_proxies: Arc<TrustedProxies>,
     /// Pages that replace the built-in ones.
     pub pages: ErrorPages,
     /// Where requests are logged and counted.
@@ -145,7 +154,8 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         // Again: the client may have been idle while a reload took place.
         let settings = worker.settings.load_full();
         let request = Request::new(id, head, Arc::clone(&origin), None);
-        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line: Account::new(line) };
+        let line = Account::new(line);
+        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line, allows_upgrade: true };
         match turn_of.request(request, exchange).await {
             Some(ours) => client = ours,
             None => break,
@@ -163,6 +173,8 @@ struct Serving<'a> {
     settings: &'a Settings,
     guard: &'a mut Guard,
     line: Account,
+    /// Whether an Upgrade is more than an ordinary request on this route.
+    allows_upgrade: bool,
 }
 
 impl Serving<'_> {
@@ -172,6 +184,7 @@ impl Serving<'_> {
         let found = settings.routes.find(request.head.host(), request.head.path(), request.head.method());
         if let Found::Route(route) = &found {
             request.route = Some(Arc::clone(&route.name));
+            self.allows_upgrade = route.upgrade;
         }
         self.line.request(&request);
         let mut request = Arc::new(request);
@@ -192,8 +205,10 @@ impl Serving<'_> {
                 self.line.set(|r| r.outcome = Outcome::Aborted);
                 None
             }
-            Action::Handoff(handoff) => self.hand_over(exchange, &request, handoff, by.as_deref()).await,
+            Action::Handoff(handoff) => self.hand_over(exchange, &request, handoff, by.as_ref()).await,
             Action::Pass(_) => self.fail(exchange, &request, Outcome::Responded, 404).await,
+            // Rare among handoffs, and large beside the rest of the task: so it gets memory of its own.
+            Action::Proxy(proxy) => Box::pin(self.proxy(exchange, &request, proxy, by)).await,
             Action::Respond(respond) => self.answer(exchange, Outcome::Responded, &respond::answer(respond)).await,
         }
     }
@@ -212,6 +227,11 @@ impl Serving<'_> {
     /// In memory of its own: the task of every request that is handed over would have to have room for it.
     async fn answer(&mut self, exchange: Exchange, outcome: Outcome, page: &Answer) -> Option<Client> {
         Box::pin(answer(exchange, self.settings, self.guard, &mut self.line, outcome, page)).await
+    }
+
+    /// Does what is left to do behind an answer; `body_bytes` of the request's body are in its line already.
+    async fn go_on(&mut self, then: Then, body_bytes: u64) -> Option<Client> {
+        go_on(then, body_bytes, self.settings, self.guard, &mut self.line).await
     }
 }
 
@@ -233,13 +253,23 @@ async fn answer(
             (r.outcome, r.error) = (Outcome::ClientGone, Some(error.to_string()));
         }
     });
+    go_on(answered.then, answered.body_bytes, settings, guard, line).await
+}
+
+async fn go_on(
+    then: Then,
+    body_bytes: u64,
+    settings: &Settings,
+    guard: &mut Guard,
+    line: &mut Account,
+) -> Option<Client> {
     // What is rare, and large beside the rest of the task, gets memory of its own.
-    match answered.then {
+    match then {
         Then::Close => None,
         Then::Continue(client) => Some(client),
         Then::Drain(exchange) => {
             let (read, client) = Box::pin(exchange.drain(&settings.limits)).await;
-            line.set(|r| r.bytes_in += read - answered.body_bytes);
+            line.set(|r| r.bytes_in += read - body_bytes);
             client
         }
         Then::Linger(closing) => {

@@ -3,10 +3,18 @@
 //! The body stays in the kernel's buffer unless somebody reads it. A policy that wants its beginning is shown it and
 //! takes nothing; a body that nobody wanted is drained behind a short answer, or the connection is closed.
 
+mod asking;
+mod relay;
+mod upload;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
+pub use self::asking::{Asking, Interrupted};
+pub use self::relay::{CutShort, Head, Relayed};
+use self::upload::Upload;
+pub use self::upload::UploadError;
 use crate::client::Client;
 use crate::connection::Limits;
 use crate::drain::Guard;
@@ -44,6 +52,8 @@ pub struct State {
     expectation: Expectation,
     written: u64,
     read: u64,
+    /// The body while it is on its way to an upstream.
+    upload: Option<Upload>,
 }
 
 /// An answer that was written, or was to be.
@@ -105,6 +115,7 @@ impl Exchange {
             expectation: head.expectation(),
             written: 0,
             read: 0,
+            upload: None,
         };
         Self { client, state }
     }
@@ -120,12 +131,14 @@ impl Exchange {
             expectation: Expectation::None,
             written: 0,
             read: 0,
+            upload: None,
         };
         Self { client, state }
     }
 
     /// Gives the client's socket up, to hand it over.
-    pub fn release(self) -> (OwnedFd, State) {
+    pub fn release(mut self) -> (OwnedFd, State) {
+        self.settle_upload();
         (self.client.into_socket(), self.state)
     }
 
@@ -185,6 +198,7 @@ impl Exchange {
     /// # Cancel safety
     /// Dropping it closes the client.
     pub async fn answer(mut self, answer: &Answer, limits: &Limits, guard: &Guard) -> Answered {
+        self.settle_upload();
         let drain = self.drain_plan(limits);
         let persistence = match drain {
             Drain::Close => Persistence::Close,

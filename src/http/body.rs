@@ -147,6 +147,24 @@ impl Decoder {
         self.state == State::End
     }
 
+    /// How many of the bytes that come next are data for certain: they can be taken without a look.
+    pub fn data_ahead(&self) -> u64 {
+        match self.state {
+            State::Length(left) | State::Data(left) => left,
+            _ => 0,
+        }
+    }
+
+    /// What is left of the body, as a framing of its own; `None` where no framing says it, in the middle of chunks.
+    pub fn rest(&self) -> Option<Framing> {
+        match self.state {
+            State::End => Some(Framing::None),
+            State::Length(left) => Some(Framing::Length(left)),
+            State::SIZE => Some(Framing::Chunked),
+            _ => None,
+        }
+    }
+
     /// Reads on until there is data, an end, or nothing more in `input`. Call it again with what was not consumed.
     ///
     /// # Errors

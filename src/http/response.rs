@@ -56,11 +56,7 @@ pub fn encode(answer: &Answer, context: Context, date: &str) -> Vec<u8> {
     if has_content {
         out.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
     }
-    match (context.persistence, context.version) {
-        (Persistence::Close, _) => out.extend_from_slice(b"Connection: close\r\n"),
-        (Persistence::KeepAlive, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
-        (Persistence::KeepAlive, Version::Http11) => {}
-    }
+    put_connection(&mut out, context.version, context.persistence);
     out.extend_from_slice(b"\r\n");
     if has_content && context.body == Presence::Whole {
         out.extend_from_slice(body);
@@ -76,6 +72,64 @@ pub fn encode_head(status: u16, fields: &[Field], date: &str) -> Vec<u8> {
     out
 }
 
+/// How the end of a relayed body is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delimiter {
+    /// By the last chunk.
+    Chunked,
+    /// By the end of the connection.
+    Close,
+    /// By its length; of HEAD: by what it would be.
+    Length(u64),
+    /// There is none.
+    Nothing,
+}
+
+/// Writes the head of an answer that somebody else made, in front of a body that comes piece by piece. Fields that frame it
+/// are left out: they were the connection's to whoever made it.
+pub fn put_relayed_head<'a>(
+    out: &mut Vec<u8>,
+    status: u16,
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    delimiter: Delimiter,
+    (version, persistence): (Version, Persistence),
+    date: &str,
+) {
+    put_status_line(out, status);
+    let mut is_dated = false;
+    for (name, value) in fields.filter(|(name, _)| !is_framing(name)) {
+        // There is one date (RFC 9110 §6.6.1).
+        if name.eq_ignore_ascii_case("date") && std::mem::replace(&mut is_dated, true) {
+            continue;
+        }
+        put_field(out, name, value);
+    }
+    if !is_dated {
+        put_field(out, "date", date.as_bytes());
+    }
+    match delimiter {
+        Delimiter::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Delimiter::Length(length) => put_field(out, "content-length", length.to_string().as_bytes()),
+        Delimiter::Close | Delimiter::Nothing => {}
+    }
+    put_connection(out, version, persistence);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes an interim answer (RFC 9110 §15.2): a head that another one follows.
+pub fn put_interim<'a>(out: &mut Vec<u8>, status: u16, fields: impl Iterator<Item = (&'a str, &'a [u8])>) {
+    put_status_line(out, status);
+    fields.filter(|(name, _)| !is_framing(name)).for_each(|(name, value)| put_field(out, name, value));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head that says that the connection is a WebSocket's from here on (RFC 9110 §15.2.2, RFC 6455 §4.2.2).
+pub fn put_switch<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (&'a str, &'a [u8])>) {
+    put_status_line(out, 101);
+    fields.filter(|(name, _)| !is_framing(name)).for_each(|(name, value)| put_field(out, name, value));
+    out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+}
+
 /// How long a head of these fields is, about.
 fn head_bytes(fields: &[Field]) -> usize {
     160 + fields.iter().map(|f| f.name.len() + f.value.len() + 4).sum::<usize>()
@@ -83,21 +137,46 @@ fn head_bytes(fields: &[Field]) -> usize {
 
 /// Writes the status line and the fields, but those of the framing.
 fn put_head(out: &mut Vec<u8>, status: u16, fields: &[Field], date: &str) {
-    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(status)).as_bytes());
+    put_status_line(out, status);
     // Whoever made the answer may have dated it; there is one date (RFC 9110 §6.6.1).
     let is_date = |field: &Field| field.name.eq_ignore_ascii_case("date");
     let mut is_dated = fields.iter().any(is_date);
     if !is_dated {
-        out.extend_from_slice(format!("Date: {date}\r\n").as_bytes());
+        put_field(out, "date", date.as_bytes());
     }
     for field in fields.iter().filter(|field| !is_framing(&field.name)) {
         if is_date(field) && !std::mem::take(&mut is_dated) {
             continue;
         }
-        out.extend_from_slice(title_case(&field.name).as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(&field.value);
-        out.extend_from_slice(b"\r\n");
+        put_field(out, &field.name, &field.value);
+    }
+}
+
+fn put_status_line(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend([status / 100, status / 10 % 10, status % 10].map(|digit| b'0' + (digit % 10) as u8));
+    out.push(b' ');
+    out.extend_from_slice(phrase(status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `content-type` as `Content-Type`: names mean the same in any case, and old clients know this one.
+fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let mut before = b'-';
+    for byte in name.bytes() {
+        out.push(if before == b'-' { byte.to_ascii_uppercase() } else { byte });
+        before = byte;
+    }
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_connection(out: &mut Vec<u8>, version: Version, persistence: Persistence) {
+    match (persistence, version) {
+        (Persistence::Close, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (Persistence::KeepAlive, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (Persistence::KeepAlive, Version::Http11) => {}
     }
 }
 
@@ -111,6 +190,10 @@ pub fn is_framing(name: &str) -> bool {
 /// The standard phrase of a status (RFC 9110 §15), or the class's for one that has none.
 pub fn phrase(status: u16) -> &'static str {
     match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        102 => "Processing",
+        103 => "Early Hints",
         200 => "OK",
         201 => "Created",
         202 => "Accepted",
@@ -159,23 +242,13 @@ pub fn phrase(status: u16) -> &'static str {
         507 => "Insufficient Storage",
         511 => "Network Authentication Required",
         _ => match status / 100 {
+            1 => "Informational",
             2 => "Success",
             3 => "Redirection",
             4 => "Client Error",
             _ => "Server Error",
         },
     }
-}
-
-/// `content-type` as `Content-Type`: names mean the same in any case, and old clients know this one.
-fn title_case(name: &str) -> String {
-    let mut upper = true;
-    let turn = |c: char| {
-        let turned = if upper { c.to_ascii_uppercase() } else { c };
-        upper = c == '-';
-        turned
-    };
-    name.chars().map(turn).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub(super) use super::error::BadValue;
 use super::hooks::{Admittance, FailureStage, HandoffFailure};
-use crate::decision::{Action, Decision, Edits, Field, Handoff, RelayMode, Respond, ResponseHead};
+use crate::decision::{Action, Decision, Edits, Field, Handoff, Proxy, RelayMode, Respond, ResponseHead};
 use crate::http::fields::is_token_byte;
 use crate::request::{Origin, Peer};
 
@@ -173,7 +173,7 @@ fn action(given: types::Action) -> Result<Action, BadValue> {
         types::Action::Abort => Action::Abort,
         types::Action::Handoff(given) => Action::Handoff(handoff(given)?),
         types::Action::Pass(given) => Action::Pass(edits(given)?),
-        types::Action::Proxy(_) => return Err(BadValue::Proxy),
+        types::Action::Proxy(given) => Action::Proxy(proxy(given)?),
         types::Action::Respond(given) => Action::Respond(Respond {
             status: status(given.status)?,
             headers: fields(given.headers)?,
@@ -205,6 +205,23 @@ fn handoff(given: types::Handoff) -> Result<Handoff, BadValue> {
         timeout: given.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         alternates: given.alternates.into_iter().map(target).collect::<Result<_, _>>()?,
         response_body: given.response_body,
+    })
+}
+
+fn proxy(given: types::Proxy) -> Result<Proxy, BadValue> {
+    if given.upstream.is_empty() || given.upstream.len() > TARGET_BYTES_MAX || given.upstream.contains('\0') {
+        return Err(BadValue::Upstream { upstream: given.upstream });
+    }
+    let is_target = |text: &String| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if let Some(text) = given.path_and_query.as_ref().filter(|text| !is_target(text)) {
+        return Err(BadValue::PathAndQuery { text: text.clone() });
+    }
+    Ok(Proxy {
+        upstream: given.upstream,
+        path_and_query: given.path_and_query,
+        request: edits(given.request)?,
+        timeout: given.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
+        inspect_response: given.inspect_response,
     })
 }
 
@@ -264,13 +281,17 @@ fn pairs(pairs: &[(String, String)]) -> usize {
 fn action_size(action: &Action) -> usize {
     let fields = |fields: &[Field]| fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>();
     let names = |names: &[String]| names.iter().map(String::len).sum::<usize>();
+    let edits = |edits: &Edits| names(&edits.remove) + fields(&edits.set) + fields(&edits.append);
     match action {
         Action::Abort => 0,
         Action::Handoff(h) => {
             let head = h.response_head.as_ref().map_or(0, |head| fields(&head.headers));
             h.target.len() + h.data.len() + pairs(&h.metadata) + head + names(&h.alternates) + h.response_body.len()
         }
-        Action::Pass(edits) => names(&edits.remove) + fields(&edits.set) + fields(&edits.append),
+        Action::Pass(given) => edits(given),
+        Action::Proxy(proxy) => {
+            proxy.upstream.len() + proxy.path_and_query.as_ref().map_or(0, String::len) + edits(&proxy.request)
+        }
         Action::Respond(respond) => fields(&respond.headers) + respond.body.len(),
     }
 }

@@ -174,9 +174,12 @@ pub enum BadValue {
     /// Not even of the contract's types: text that is not UTF-8, a pointer beyond the memory, a case that does not exist.
     #[error("{0}")]
     Malformed(String),
-    /// `proxy`.
-    #[error("proxy: this version of the gateway has no upstreams")]
-    Proxy,
+    /// What no server can be asked for.
+    #[error("path-and-query \"{}\" does not begin with /, or has a character that stands in no URI", brief(text))]
+    PathAndQuery {
+        /// As the policy gave it.
+        text: String,
+    },
     /// Too much of everything.
     #[error("the decision is larger than {bytes_max} bytes (decision_bytes_max)")]
     Size {
@@ -194,6 +197,12 @@ pub enum BadValue {
     Untouched {
         /// The part.
         field: &'static str,
+    },
+    /// An upstream that no configuration can name.
+    #[error("upstream \"{}\" is empty, longer than any name, or contains NUL", brief(upstream))]
+    Upstream {
+        /// As the policy gave it.
+        upstream: String,
     },
     /// A target that no configuration can name.
     #[error("target \"{}\" is empty, longer than any name, or contains NUL", brief(target))]

@@ -170,6 +170,11 @@ impl Generation {
         self.proven.template.exports().on_handoff_failed.is_some()
     }
 
+    /// Whether it is asked about the answers of upstreams.
+    pub fn sees_responses(&self) -> bool {
+        self.proven.template.exports().on_response.is_some()
+    }
+
     /// How often its `on-tick` is called.
     pub(super) fn tick_interval(&self) -> Option<Duration> {
         let ms = self.proven.tick_ms()?;
@@ -190,6 +195,11 @@ impl Generation {
     /// Whether it may name that target or socket path: by the configuration, and by what the module itself asked for.
     pub fn may_name(&self, target: &str) -> bool {
         self.targets.as_ref().is_none_or(|names| names.iter().any(|name| super::is_target_or_member(target, name)))
+    }
+
+    /// Whether it may let that upstream answer: where the configuration says what its callouts may reach, that alone.
+    pub fn may_proxy_to(&self, upstream: &str) -> bool {
+        self.options.upstreams.is_empty() || self.options.upstreams.iter().any(|name| name == upstream)
     }
 
     /// Whether all targets that it requires are among those of a configuration.

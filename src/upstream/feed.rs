@@ -3,19 +3,27 @@
 //! One piece waits between the two, so whoever is slower sets the pace.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use hyper::body::{Bytes, Frame, SizeHint};
-use tokio::sync::mpsc;
 
 /// The end that is filled. Dropped before [`Feed::end`], the body is cut: the upstream must not take it for whole.
 #[derive(Debug)]
-pub struct Feed(Option<mpsc::Sender<Message>>);
+pub struct Feed(Arc<Mutex<Between>>);
 
-#[derive(Debug)]
-enum Message {
-    Data(Bytes),
-    End,
+/// What is between the two ends.
+#[derive(Debug, Default)]
+struct Between {
+    piece: Option<Bytes>,
+    /// No more will come, and the body is whole.
+    is_whole: bool,
+    /// No more will come.
+    is_over: bool,
+    /// Nobody takes any more.
+    is_unwanted: bool,
+    feed: Option<Waker>,
+    source: Option<Waker>,
 }
 
 /// The end that is drained.
@@ -28,9 +36,13 @@ pub struct Source {
 
 #[derive(Debug)]
 enum From {
-    Feed(mpsc::Receiver<Message>),
+    Feed(Taker),
     Whole(Option<Bytes>),
 }
+
+/// Tells the feed when nobody takes any more.
+#[derive(Debug)]
+struct Taker(Arc<Mutex<Between>>);
 
 /// The body ends before its end: the client has gone, or broke its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,32 +51,51 @@ pub struct Cut;
 
 /// A body that is still to be read from the client; `length` where its head said it.
 pub fn feed(length: Option<u64>) -> (Feed, Source) {
-    let (sender, receiver) = mpsc::channel(1);
-    (Feed(Some(sender)), Source { left: length, from: From::Feed(receiver) })
+    let between = Arc::<Mutex<Between>>::default();
+    (Feed(Arc::clone(&between)), Source { left: length, from: From::Feed(Taker(between)) })
 }
 
 impl Feed {
-    /// Waits until there is room for a piece, or nobody wants any more (`false`).
-    ///
-    /// # Cancel safety
-    /// Dropping it changes nothing.
-    pub async fn room(&self) -> bool {
-        match &self.0 {
-            Some(sender) => sender.reserve().await.is_ok(),
-            None => false,
+    /// Whether a piece is wanted: there is room for one, or never will be (`false`).
+    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<bool> {
+        let mut between = lock(&self.0);
+        match &between.piece {
+            _ if between.is_unwanted => Poll::Ready(false),
+            None => Poll::Ready(true),
+            Some(_) => {
+                between.feed = Some(context.waker().clone());
+                Poll::Pending
+            }
         }
     }
 
-    /// Puts a piece in; there must be [room](Self::room). `false` when nobody wants it.
-    pub fn put(&self, piece: Bytes) -> bool {
-        self.0.as_ref().is_some_and(|sender| sender.try_send(Message::Data(piece)).is_ok())
+    /// Puts a piece in, of at least a byte; there must be room.
+    pub fn put(&self, piece: Bytes) {
+        let mut between = lock(&self.0);
+        debug_assert!(between.piece.is_none() && !piece.is_empty(), "a piece, and room for it");
+        between.piece = Some(piece);
+        wake(&mut between.source);
     }
 
-    /// Says that the body is whole; there must be [room](Self::room).
-    pub fn end(&mut self) {
-        if let Some(sender) = self.0.take() {
-            drop(sender.try_send(Message::End));
-        }
+    /// Says that the body is whole.
+    pub fn end(self) {
+        lock(&self.0).is_whole = true;
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let mut between = lock(&self.0);
+        between.is_over = true;
+        wake(&mut between.source);
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        let mut between = lock(&self.0);
+        between.is_unwanted = true;
+        wake(&mut between.feed);
     }
 }
 
@@ -89,17 +120,26 @@ impl Source {
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let piece = match &mut self.from {
             From::Whole(bytes) => bytes.take(),
-            From::Feed(receiver) => match ready!(receiver.poll_recv(context)) {
-                Some(Message::Data(bytes)) => Some(bytes),
-                Some(Message::End) => {
-                    self.from = From::Whole(None);
-                    None
+            From::Feed(taker) => {
+                let mut between = lock(&taker.0);
+                match between.piece.take() {
+                    Some(piece) => {
+                        wake(&mut between.feed);
+                        Some(piece)
+                    }
+                    None if between.is_whole => None,
+                    None if between.is_over => return Poll::Ready(Some(Err(Cut))),
+                    None => {
+                        between.source = Some(context.waker().clone());
+                        return Poll::Pending;
+                    }
                 }
-                None => return Poll::Ready(Some(Err(Cut))),
-            },
+            }
         };
-        if let (Some(left), Some(piece)) = (&mut self.left, &piece) {
-            *left = left.saturating_sub(piece.len() as u64);
+        match (&mut self.left, &piece) {
+            (Some(left), Some(piece)) => *left = left.saturating_sub(piece.len() as u64),
+            (left, None) => *left = Some(0),
+            (None, Some(_)) => {}
         }
         Poll::Ready(piece.map(Ok))
     }
@@ -119,5 +159,59 @@ impl hyper::body::Body for Source {
 
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+fn lock(between: &Mutex<Between>) -> MutexGuard<'_, Between> {
+    between.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(source: &mut Source) -> Poll<Option<Result<Bytes, Cut>>> {
+        source.poll_next(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn room(feed: &Feed) -> Poll<bool> {
+        feed.poll_room(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn one_piece_waits_at_a_time() {
+        let (feed, mut source) = feed(Some(5));
+        assert_eq!((next(&mut source), room(&feed)), (Poll::Pending, Poll::Ready(true)));
+        feed.put(Bytes::from_static(b"abc"));
+        assert_eq!(room(&feed), Poll::Pending);
+        assert_eq!(next(&mut source), Poll::Ready(Some(Ok(Bytes::from_static(b"abc")))));
+        assert_eq!((source.length(), room(&feed)), (Some(2), Poll::Ready(true)));
+        feed.put(Bytes::from_static(b"de"));
+        feed.end();
+        assert_eq!(next(&mut source), Poll::Ready(Some(Ok(Bytes::from_static(b"de")))));
+        assert_eq!(next(&mut source), Poll::Ready(None));
+    }
+
+    #[test]
+    fn a_body_that_was_not_ended_is_cut() {
+        let (feed, mut source) = feed(None);
+        feed.put(Bytes::from_static(b"abc"));
+        drop(feed);
+        assert!(matches!(next(&mut source), Poll::Ready(Some(Ok(_)))));
+        assert_eq!(next(&mut source), Poll::Ready(Some(Err(Cut))));
+    }
+
+    #[test]
+    fn a_feed_learns_that_nobody_takes_any_more() {
+        let (feed, source) = feed(None);
+        feed.put(Bytes::from_static(b"abc"));
+        drop(source);
+        assert_eq!(room(&feed), Poll::Ready(false));
     }
 }

@@ -1,15 +1,13 @@
 //! One request and its whole answer.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Response, Uri};
+use hyper::{HeaderMap, Method, Request, Uri};
 use tokio::time::timeout;
 
-use super::pool::{Connection, unreachable};
-use super::{Source, Upstream};
+use super::{Address, Answer, Interims, Piece, Reply, Source, Upstream, http};
 use crate::decision::Field;
 use crate::http::fields::list;
 use crate::policy::{Callout, CalloutAnswer, CalloutError};
@@ -34,57 +32,46 @@ impl Upstream {
     /// Dropping it closes the connection.
     pub(super) async fn fetch(&self, callout: Callout) -> Result<CalloutAnswer, CalloutError> {
         let answer_bytes_max = callout.answer_bytes_max;
-        let request = self.request(callout)?;
-        let (connection, response) = self.send(request).await?;
-        let answer = self.read(response, answer_bytes_max).await?;
-        self.pool.keep(connection);
-        Ok(answer)
+        let interims = Interims::new(self.options.interim_max);
+        let mut last = CalloutError::Unreachable("it has no servers".to_owned());
+        for member in self.in_turn() {
+            let request = self.callout_request(&callout, member.address())?;
+            let asked = within(self.options.head_timeout, http::ask(member.pool(), &self.options, request, &interims));
+            match asked.await? {
+                Ok(Reply::Answer(answer)) => {
+                    member.is_up();
+                    return self.read(answer, answer_bytes_max).await;
+                }
+                Ok(Reply::Switched(..)) => unreachable!("nobody asked for it"),
+                Err((fault, Some(_))) => {
+                    member.is_down();
+                    last = CalloutError::Unreachable(fault.to_string());
+                }
+                Err((fault, None)) => return Err(CalloutError::Unreachable(fault.to_string())),
+            }
+        }
+        Err(last)
     }
 
-    fn request(&self, callout: Callout) -> Result<Request<Source>, CalloutError> {
-        let address = &self.options.address;
-        let mut request = Request::new(Source::whole(callout.body.into()));
+    fn callout_request(&self, callout: &Callout, address: &Address) -> Result<Request<Source>, CalloutError> {
+        let mut request = Request::new(Source::whole(callout.body.clone().into()));
         *request.method_mut() = Method::from_bytes(callout.method.as_bytes()).map_err(unreachable)?;
         *request.uri_mut() = Uri::try_from(address.target(&callout.path_and_query)).map_err(unreachable)?;
         let headers = request.headers_mut();
-        for Field { name, value } in callout.headers {
+        for Field { name, value } in &callout.headers {
             let name = HeaderName::try_from(name).map_err(unreachable)?;
-            headers.append(name, HeaderValue::try_from(value).map_err(unreachable)?);
+            headers.append(name, HeaderValue::try_from(value.clone()).map_err(unreachable)?);
         }
         if !headers.contains_key(HOST) {
-            headers.insert(HOST, HeaderValue::try_from(address.authority()).map_err(unreachable)?);
+            let host = self.options.host.clone().unwrap_or_else(|| address.authority());
+            headers.insert(HOST, HeaderValue::try_from(host).map_err(unreachable)?);
         }
         Ok(request)
     }
 
-    async fn send(&self, mut request: Request<Source>) -> Result<(Connection, Response<Incoming>), CalloutError> {
-        loop {
-            let kept = self.pool.take().await;
-            let was_kept = kept.is_some();
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => within(self.options.connect_timeout, self.pool.connect(&self.options.address)).await??,
-            };
-            let answer = within(self.options.head_timeout, connection.sender.try_send_request(request)).await?;
-            let mut error = match answer {
-                Ok(response) => return Ok((connection, response)),
-                Err(error) => error,
-            };
-            match error.take_message() {
-                // Closed by the server while it was idle; nothing of the request went out.
-                Some(unsent) if was_kept => request = unsent,
-                _ => return Err(unreachable(error.into_error())),
-            }
-        }
-    }
-
-    async fn read(&self, response: Response<Incoming>, bytes_max: usize) -> Result<CalloutAnswer, CalloutError> {
-        let (head, mut incoming) = response.into_parts();
-        // Only somebody who was asked to switch would send it.
-        if head.status == 101 {
-            return Err(CalloutError::Unreachable("it answered 101 to a request without Upgrade".to_owned()));
-        }
-        let headers = end_to_end(&head.headers);
+    async fn read(&self, answer: Answer, bytes_max: usize) -> Result<CalloutAnswer, CalloutError> {
+        let Answer { status, fields, body: mut incoming } = answer;
+        let headers = end_to_end(&fields);
         let mut left = bytes_max;
         let take = |left: &mut usize, bytes: usize| {
             *left = left.checked_sub(bytes).ok_or(CalloutError::TooLarge)?;
@@ -93,18 +80,19 @@ impl Upstream {
         for field in &headers {
             take(&mut left, field.name.len() + field.value.len())?;
         }
-        if incoming.size_hint().lower() > left as u64 {
+        if incoming.length().is_some_and(|length| length > left as u64) {
             return Err(CalloutError::TooLarge);
         }
         let mut body = Vec::new();
-        while let Some(frame) = within(self.options.body_timeout, incoming.frame()).await? {
+        let mut next = async || within(self.options.body_timeout, poll_fn(|context| incoming.poll_next(context))).await;
+        while let Some(piece) = next().await? {
             // Trailers are nobody's: they are not merged.
-            if let Ok(data) = frame.map_err(unreachable)?.into_data() {
+            if let Piece::Data(data) = piece.map_err(|fault| CalloutError::Unreachable(fault.to_string()))? {
                 take(&mut left, data.len())?;
                 body.extend_from_slice(&data);
             }
         }
-        Ok(CalloutAnswer { status: head.status.as_u16(), headers, body })
+        Ok(CalloutAnswer { status, headers, body })
     }
 }
 
@@ -120,4 +108,9 @@ fn end_to_end(headers: &HeaderMap) -> Vec<Field> {
 
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, CalloutError> {
     timeout(limit, future).await.map_err(|_| CalloutError::TimedOut)
+}
+
+/// Says why there is no answer, with everything that is behind it.
+fn unreachable(error: impl std::error::Error + 'static) -> CalloutError {
+    CalloutError::Unreachable(crate::log::chain(&error))
 }

@@ -1,27 +1,41 @@
-//! Servers that answer through us, by the names of the configuration. In this version they answer callouts of policies.
+//! Servers that answer through us, by the names of the configuration: HTTP servers, and FastCGI programs.
 //!
-//! An upstream is an address, its limits, and the connections that are kept to it. Each worker keeps its own: a
-//! connection lives where it was made. One callout takes a connection, or makes one, sends its request and reads the whole
-//! answer; a connection that is whole afterwards is kept for the next. Nothing is tried again once a byte of a request went
-//! out: only a connection that turns out to be closed before that is replaced.
+//! An upstream is one server or several, their limits, and the connections that are kept to them. Each worker keeps its
+//! own: a connection lives where it was made. A request takes a connection, or makes one; one that is whole afterwards is
+//! kept for the next. Nothing is tried again once a byte of a request went out: only where a server cannot be connected to,
+//! where a kept connection turns out to be closed, or where a program says that it has done nothing, another takes its
+//! place.
 
 mod address;
 mod answer;
+mod connect;
 mod fault;
 mod feed;
 mod fetch;
+mod http;
+mod interim;
+mod member;
 mod pool;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-pub use address::{Address, AddressError};
-pub use answer::{Answer, Body, Piece, Whole};
-pub use fault::Fault;
-pub use feed::{Cut, Feed, Source, feed};
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::{HeaderMap, Method, Request, Uri};
 
-use self::pool::Pool;
+pub use self::address::{Address, AddressError, Protocol, Transport};
+pub use self::answer::{Answer, Body, Piece, Whole};
+pub use self::connect::{ConnectOptions, Stream};
+pub use self::fault::Fault;
+pub use self::feed::{Cut, Feed, Source, feed};
+pub use self::http::{Reply, end_to_end};
+pub use self::interim::{Interim, Interims};
+use self::member::Member;
+use crate::http::forward::{self, Onward};
+use crate::http::mount;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 
 /// What the configuration says of an upstream.
@@ -29,40 +43,237 @@ use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 pub struct Options {
     /// Its name there.
     pub name: String,
-    /// Where it listens.
-    pub address: Address,
-    /// Until it is connected.
+    /// Where its servers listen: at least one.
+    pub addresses: Vec<Address>,
+    /// How they are connected to.
+    pub connect: ConnectOptions,
+    /// Until one of them is connected.
     pub connect_timeout: Duration,
-    /// From the request's beginning to the answer's head.
+    /// From the request's last byte to the last of the answer's head.
     pub head_timeout: Duration,
     /// Without a byte of the answer's body.
     pub body_timeout: Duration,
-    /// Idle connections that each worker keeps.
+    /// Without a byte in either direction, behind an answer of 101.
+    pub tunnel_timeout: Duration,
+    /// Of an answer.
+    pub head_bytes_max: usize,
+    /// Fields of an answer.
+    pub headers_max: usize,
+    /// Interim answers before the answer.
+    pub interim_max: usize,
+    /// Idle connections that each worker keeps to each server.
     pub keep_alive: usize,
     /// How long an idle connection is kept.
     pub keep_alive_timeout: Duration,
+    /// What its servers are asked for as Host; `None`: what the client asked for.
+    pub host: Option<String>,
+    /// Whether `X-Socket-Handoff` in its answers is acted on.
+    pub handoff_headers: bool,
+    /// Fields of its answer, in lower case, that travel with such a handoff.
+    pub handoff_response_headers: Vec<String>,
 }
 
 impl Options {
     /// The documented defaults.
-    pub fn new(name: &str, address: Address) -> Self {
+    pub fn new(name: &str, addresses: Vec<Address>) -> Self {
         Self {
             name: name.to_owned(),
-            address,
+            addresses,
+            connect: ConnectOptions::default(),
             connect_timeout: Duration::from_secs(1),
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
+            tunnel_timeout: Duration::from_secs(60 * 60),
+            head_bytes_max: 2 << 20,
+            headers_max: 2000,
+            interim_max: 100,
             keep_alive: 32,
             keep_alive_timeout: Duration::from_secs(30),
+            host: None,
+            handoff_headers: false,
+            handoff_response_headers: Vec::new(),
         }
     }
 }
 
-/// A server and the connections that are kept to it.
+/// Servers that are the same to whoever asks.
 #[derive(Debug)]
-struct Upstream {
-    options: Options,
-    pool: Pool,
+pub struct Upstream {
+    options: Arc<Options>,
+    members: Vec<Member>,
+    turn: AtomicUsize,
+}
+
+/// What an upstream is asked.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// As the client sent it, with the edits of policies.
+    pub request: &'a crate::request::Request,
+    /// The route's path, which a path inside of the server replaces.
+    pub mount: &'a str,
+    /// Asked for in place of what the client asked for; its path is normalised first.
+    pub path_and_query: Option<&'a str>,
+    /// In place of the client's own; `None`: the same.
+    pub method: Option<&'static str>,
+    /// Changes for this request only.
+    pub edits: &'a crate::decision::Edits,
+    /// Who asks, as the proxies in front of us say.
+    pub client: &'a crate::http::forwarded::Client<'a>,
+    /// Whether the server is told that the client waits for `100 Continue`.
+    pub expect: forward::Expect,
+    /// Whether the server is asked to speak WebSocket.
+    pub wants_websocket: bool,
+}
+
+/// An upstream that was asked.
+#[derive(Debug)]
+pub struct Asked {
+    /// Servers that were tried.
+    pub attempts: u32,
+    /// The last one's answer.
+    pub result: Result<Reply, Fault>,
+}
+
+impl Upstream {
+    fn new(options: Options) -> Self {
+        let members = options.addresses.iter().map(|address| Member::new(address, &options)).collect();
+        Self { options: Arc::new(options), members, turn: AtomicUsize::new(0) }
+    }
+
+    /// What the configuration says of it.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Asks one of its servers, and others where one cannot be connected to.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection: the server sees that nobody waits.
+    pub async fn ask(&self, question: &Question<'_>, body: Source, interims: &Interims) -> Asked {
+        let mut attempts = 0;
+        let mut body = body;
+        let mut last = Fault::Unreachable("it has no servers".to_owned());
+        for member in self.in_turn() {
+            attempts += 1;
+            let request = match self.request(question, member, body) {
+                Ok(request) => request,
+                Err(fault) => return Asked { attempts, result: Err(fault) },
+            };
+            match http::ask(member.pool(), &self.options, request, interims).await {
+                Ok(reply) => {
+                    member.is_up();
+                    return Asked { attempts, result: Ok(reply) };
+                }
+                Err((fault, Some(unsent))) => {
+                    member.is_down();
+                    body = unsent.into_body();
+                    last = fault;
+                }
+                Err((fault, None)) => return Asked { attempts, result: Err(fault) },
+            }
+        }
+        Asked { attempts, result: Err(last) }
+    }
+
+    /// Its servers, each once: in turn, and those that could not be connected to a moment ago at last.
+    fn in_turn(&self) -> impl Iterator<Item = &Member> {
+        let count = self.members.len();
+        let first = if count == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) % count };
+        let all = move || (0..count).map(move |at| &self.members[(first + at) % count]);
+        let (up, down): (Vec<_>, Vec<_>) = all().partition(|member| count == 1 || member.seems_up());
+        up.into_iter().chain(down)
+    }
+
+    fn request(&self, question: &Question<'_>, member: &Member, body: Source) -> Result<Request<Source>, Fault> {
+        let head = &question.request.head;
+        let address = member.address();
+        let target = match question.path_and_query {
+            None => mount::target(head, question.mount, address.inside.as_deref()),
+            Some(written) => inside(written, address).into(),
+        };
+        let onward = Onward {
+            method: question.method.unwrap_or(head.method()),
+            version: head.version(),
+            client: question.client,
+            host: match &self.options.host {
+                Some(host) => host,
+                None if head.authority().is_empty() => &address.authority(),
+                None => head.authority(),
+            },
+            expect: question.expect,
+            upgrade: question.wants_websocket.then_some("websocket"),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::from_bytes(onward.method.as_bytes()).map_err(refused)?;
+        *request.uri_mut() = uri(&target)?;
+        let fields = request.headers_mut();
+        if question.edits.is_empty() {
+            let given = question.request.fields();
+            let given = given.iter().map(|(name, value)| (&**name, *value));
+            forward::request(given, &onward, |name, value| put(fields, name, value)).map_err(refused)?;
+        } else {
+            let mut edited = question.request.clone();
+            edited.edit(question.edits);
+            let given = edited.fields();
+            let given = given.iter().map(|(name, value)| (&**name, *value));
+            forward::request(given, &onward, |name, value| put(fields, name, value)).map_err(refused)?;
+        }
+        // Ours: what the client's framing was, the body's source knows.
+        fields.remove(CONTENT_LENGTH);
+        match request.body().length() {
+            // Whoever sends no body with a method that has none says nothing of it.
+            Some(0) if matches!(onward.method, "GET" | "HEAD" | "DELETE" | "OPTIONS" | "TRACE") => {}
+            Some(length) => drop(request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length))),
+            None => drop(request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
+        }
+        Ok(request)
+    }
+}
+
+/// A server's name for what a policy asks for: below the address's path inside, where it has one.
+fn inside(written: &str, address: &Address) -> String {
+    let (path, query) = written.split_once('?').map_or((written, None), |(path, query)| (path, Some(query)));
+    match &address.inside {
+        Some(inside) => mount::replace(path, query, "", inside),
+        None => written.to_owned(),
+    }
+}
+
+/// A request target as hyper takes one. The few bytes that stand in no URI (RFC 3986 §2) and that clients send all the
+/// same go on escaped.
+fn uri(target: &str) -> Result<Uri, Fault> {
+    if let Ok(uri) = target.parse() {
+        return Ok(uri);
+    }
+    let mut escaped = String::with_capacity(target.len() + 8);
+    for byte in target.bytes() {
+        match byte {
+            b'<' | b'>' | b'`' | b'"' | b'{' | b'}' | b'^' | b'|' | b'\\' => escaped += &format!("%{byte:02X}"),
+            byte => escaped.push(byte.into()),
+        }
+    }
+    escaped.parse().map_err(refused)
+}
+
+/// Puts a field that was checked where it came in; what hyper refuses all the same is left out.
+fn put(fields: &mut HeaderMap, name: &str, value: &[u8]) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+        fields.append(name, value);
+    }
+}
+
+/// What cannot be sent to any server.
+fn refused(error: impl std::error::Error) -> Fault {
+    Fault::Broken(format!("the request cannot be sent: {error}"))
+}
+
+/// A connection that speaks another protocol than HTTP from here on.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The connection.
+    pub stream: Stream,
+    /// What was read of it already.
+    pub ahead: Bytes,
 }
 
 /// All upstreams of one configuration. When it goes, so do its idle connections.
@@ -72,11 +283,13 @@ pub struct Table(HashMap<String, Arc<Upstream>>);
 impl Table {
     /// A table of the configuration's upstreams.
     pub fn new(upstreams: Vec<Options>) -> Self {
-        let upstream = |options: Options| {
-            let pool = Pool::new(options.keep_alive, options.keep_alive_timeout);
-            (options.name.clone(), Arc::new(Upstream { options, pool }))
-        };
+        let upstream = |options: Options| (options.name.clone(), Arc::new(Upstream::new(options)));
         Self(upstreams.into_iter().map(upstream).collect())
+    }
+
+    /// The upstream of that name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.0.get(name)
     }
 }
 

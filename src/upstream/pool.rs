@@ -4,19 +4,24 @@
 //! when the sender is dropped, or when nobody has used it for too long. It belongs to the pool: with the pool it ends too.
 
 use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Address, Source};
-use crate::policy::CalloutError;
+use super::connect::{Stream, connect};
+use super::{Address, ConnectOptions, Fault, Options, Source};
+
+/// What is read of a connection at once, and so about what is held of it for a client that is slower.
+const READ_BYTES_MAX: usize = 64 << 10;
 
 /// One connection, in use; dropped, it is closed.
 #[derive(Debug)]
@@ -30,6 +35,9 @@ type IdleSince = Mutex<Option<Instant>>;
 
 #[derive(Debug)]
 pub(super) struct Pool {
+    address: Address,
+    connect: ConnectOptions,
+    builder: http1::Builder,
     idle_count_max: usize,
     idle_timeout: Duration,
     /// By the thread that made them: the task of a connection runs there, so nobody else takes it at the same time.
@@ -38,8 +46,24 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(idle_count_max: usize, idle_timeout: Duration) -> Self {
-        Self { idle_count_max, idle_timeout, idle: Mutex::default(), tasks: Mutex::default() }
+    pub(super) fn new(address: Address, options: &Options) -> Self {
+        let mut builder = http1::Builder::new();
+        builder.max_headers(options.headers_max).max_header_size(options.head_bytes_max);
+        builder.max_buf_size(options.head_bytes_max.max(2 * READ_BYTES_MAX));
+        Self {
+            address,
+            connect: options.connect.clone(),
+            builder,
+            idle_count_max: options.keep_alive,
+            idle_timeout: options.keep_alive_timeout,
+            idle: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// Where the server listens.
+    pub(super) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The idle connection that was used last, if the server has not closed it.
@@ -69,24 +93,11 @@ impl Pool {
     }
 
     /// Connects.
-    pub(super) async fn connect(&self, address: &Address) -> Result<Connection, CalloutError> {
-        match address {
-            Address::Tcp { host, port } => {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let stream = TcpStream::connect((host, *port)).await.map_err(unreachable)?;
-                // It is sent in one piece anyway.
-                drop(stream.set_nodelay(true));
-                self.begin(stream).await
-            }
-            Address::Unix { path, .. } => self.begin(UnixStream::connect(path).await.map_err(unreachable)?).await,
-        }
-    }
-
-    async fn begin<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-        &self,
-        stream: S,
-    ) -> Result<Connection, CalloutError> {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
+    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        let stream = connect(&self.address, &self.connect).await;
+        let stream = stream.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;
+        let handshake = self.builder.handshake(TokioIo::new(InPieces(stream))).await;
+        let (sender, connection) = handshake.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;
         let idle_since = Arc::new(IdleSince::default());
         let (since, timeout) = (Arc::clone(&idle_since), self.idle_timeout);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,11 +105,55 @@ impl Pool {
         tasks.spawn(async move {
             tokio::select! {
                 // What is wrong with it, whoever uses it is told.
-                result = connection => drop(result),
+                result = connection.with_upgrades() => drop(result),
                 () = idle_for(timeout, &since) => {}
             }
         });
         Ok(Connection { sender, idle_since })
+    }
+}
+
+/// A connection of which so much is read at once: hyper's buffer grows with what it can read, and a client may be slow.
+#[derive(Debug)]
+pub(super) struct InPieces(pub(super) Stream);
+
+impl AsyncRead for InPieces {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = Pin::new(&mut self.get_mut().0);
+        if buffer.remaining() <= READ_BYTES_MAX {
+            return stream.poll_read(context, buffer);
+        }
+        let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(READ_BYTES_MAX));
+        ready!(stream.poll_read(context, &mut piece))?;
+        let count = piece.filled().len();
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for InPieces {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
     }
 }
 
@@ -115,9 +170,4 @@ async fn idle_for(timeout: Duration, since: &IdleSince) {
 
 fn lock(since: &IdleSince) -> std::sync::MutexGuard<'_, Option<Instant>> {
     since.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Says why there is no answer, with everything that is behind it.
-pub(super) fn unreachable(error: impl std::error::Error + 'static) -> CalloutError {
-    CalloutError::Unreachable(crate::log::chain(&error))
 }

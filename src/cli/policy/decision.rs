@@ -28,16 +28,21 @@ pub(super) fn to_json(decision: &Decision) -> Value {
                 RelayMode::Never => "never",
             };
             put("relay", relay.into());
-            put(
-                "timeout_ms",
-                handoff.timeout.map_or(Value::Null, |t| json!(u64::try_from(t.as_millis()).unwrap_or(u64::MAX))),
-            );
+            put("timeout_ms", millis(handoff.timeout));
             put("alternates", json!(handoff.alternates));
         }
         Action::Pass(Edits { remove, set, append }) => {
             put("remove", json!(remove));
             put("set", fields(set));
             put("append", fields(append));
+        }
+        Action::Proxy(proxy) => {
+            put("upstream", (*proxy.upstream).into());
+            put("path_and_query", json!(proxy.path_and_query));
+            let Edits { remove, set, append } = &proxy.request;
+            put("request", json!({"remove": remove, "set": fields(set), "append": fields(append)}));
+            put("timeout_ms", millis(proxy.timeout));
+            put("inspect_response", proxy.inspect_response.into());
         }
         Action::Respond(respond) => {
             put("status", respond.status.into());
@@ -100,6 +105,10 @@ fn compare(at: &str, expected: &Value, found: &Value, out: &mut Vec<String>) {
             out.push(format!("{at}: expected {expected}, found {found}"));
         }
     }
+}
+
+fn millis(time: Option<std::time::Duration>) -> Value {
+    time.map_or(Value::Null, |time| json!(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Text as it is, and other bytes as `{"hex": …}`.

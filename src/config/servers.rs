@@ -1,0 +1,110 @@
+//! Servers that answer through us.
+
+use super::fault::Key;
+use super::file::{AddressFile, UpstreamFile};
+use super::resolve::Resolver;
+use crate::http::fields::is_token_byte;
+use crate::upstream::{Address, ConnectOptions, Options};
+
+/// A status line and one field fit; what is longer is no head.
+const HEAD_BYTES: std::ops::RangeInclusive<usize> = 256..=64 << 20;
+/// hyper counts them with sixteen bits.
+const HEADERS: std::ops::RangeInclusive<usize> = 1..=32_000;
+
+impl Resolver<'_> {
+    pub(super) fn upstream(&mut self, name: &str, file: &UpstreamFile) -> Option<Options> {
+        let key = Key::of("upstream").name(name);
+        let written = [
+            ("ca", file.ca.is_some()),
+            ("server_name", file.server_name.is_some()),
+            ("root", file.root.is_some()),
+            ("index", file.index.is_some()),
+            ("role", file.role.is_some()),
+            ("split", file.split.is_some()),
+            ("script", file.script.is_some()),
+        ];
+        self.not_served(&key, &written);
+        let timeouts = [
+            ("connect_timeout", file.connect_timeout),
+            ("head_timeout", file.head_timeout),
+            ("body_timeout", file.body_timeout),
+            ("tunnel_timeout", file.tunnel_timeout),
+            ("keep_alive_timeout", file.keep_alive_timeout),
+        ];
+        for (name, _) in timeouts.iter().filter(|(_, time)| time.is_some_and(|t| t.0.is_zero())) {
+            self.fault(&key.name(name), "longer than 0");
+        }
+        let addresses = self.addresses(&key, file)?;
+        let default = Options::new(name, addresses);
+        let head_bytes_max = file.head_bytes_max.map_or(default.head_bytes_max, |s| s.0);
+        if !HEAD_BYTES.contains(&head_bytes_max) {
+            let (least, most) = (HEAD_BYTES.start(), HEAD_BYTES.end());
+            self.fault(&key.name("head_bytes_max"), format!("between {least} and {most} bytes"));
+        }
+        let headers_max = file.headers_max.unwrap_or(default.headers_max);
+        if !HEADERS.contains(&headers_max) {
+            self.fault(&key.name("headers_max"), format!("between {} and {}", HEADERS.start(), HEADERS.end()));
+        }
+        if let Some(host) = &file.host
+            && !host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@\\".contains(&b))
+        {
+            self.fault(&key.name("host"), "a host, with a port or without");
+        }
+        let response_headers = file.handoff_response_headers.iter().flatten();
+        for (at, name) in response_headers.clone().enumerate() {
+            if name.is_empty() || !name.bytes().all(is_token_byte) {
+                self.fault(&key.name("handoff_response_headers").index(at), "no field name");
+            }
+        }
+        let connect = self.connect(&key, file);
+        Some(Options {
+            connect,
+            connect_timeout: file.connect_timeout.map_or(default.connect_timeout, |t| t.0),
+            head_timeout: file.head_timeout.map_or(default.head_timeout, |t| t.0),
+            body_timeout: file.body_timeout.map_or(default.body_timeout, |t| t.0),
+            tunnel_timeout: file.tunnel_timeout.map_or(default.tunnel_timeout, |t| t.0),
+            head_bytes_max,
+            headers_max,
+            interim_max: file.interim_max.unwrap_or(default.interim_max),
+            keep_alive: file.keep_alive.unwrap_or(default.keep_alive),
+            keep_alive_timeout: file.keep_alive_timeout.map_or(default.keep_alive_timeout, |t| t.0),
+            host: file.host.clone(),
+            handoff_headers: file.handoff_headers == Some(true),
+            handoff_response_headers: response_headers.map(|name| name.to_ascii_lowercase()).collect(),
+            ..default
+        })
+    }
+
+    fn addresses(&mut self, key: &Key, file: &UpstreamFile) -> Option<Vec<Address>> {
+        let (key, texts) = match &file.address {
+            None => {
+                self.fault(key, "no address");
+                return None;
+            }
+            Some(AddressFile::One(text)) => (vec![key.name("address")], std::slice::from_ref(text)),
+            Some(AddressFile::Several(texts)) => {
+                let key = key.name("address");
+                if texts.is_empty() {
+                    self.fault(&key, "empty: at least one address");
+                }
+                ((0..texts.len()).map(|at| key.index(at)).collect(), &texts[..])
+            }
+        };
+        let mut addresses = Vec::new();
+        for (key, text) in key.iter().zip(texts) {
+            match Address::parse(text, &self.path("")) {
+                Ok(address) => addresses.push(address),
+                Err(error) => self.fault(key, error.to_string()),
+            }
+        }
+        (!addresses.is_empty()).then_some(addresses)
+    }
+
+    fn connect(&mut self, key: &Key, file: &UpstreamFile) -> ConnectOptions {
+        let source = file.source.as_ref().and_then(|text| {
+            let source = text.parse().map_err(|_| self.fault(&key.name("source"), "an IP address"));
+            source.ok()
+        });
+        ConnectOptions { source, ..ConnectOptions::default() }
+    }
+}
