@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use address::{Address, AddressError};
+pub use address::{Address, AddressError, Protocol, Transport};
 pub use answer::{Answer, Body, Piece, Whole};
 pub use fault::Fault;
 pub use feed::{Cut, Feed, Source, feed};
