@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use super::Serving;
@@ -109,6 +110,7 @@ impl Serving<'_> {
             client: &client,
             expect: if body.length() == Some(0) { Expect::Drop } else { Expect::Keep },
             wants_websocket,
+            attempts: AtomicU32::new(0),
         };
         let interims = Interims::new(options.interim_max);
         let how = Asking {
@@ -116,14 +118,8 @@ impl Serving<'_> {
             interims: interims.clone(),
             is_continue_forwarded: true,
         };
-        let mut attempts = 0;
-        let asking = async {
-            let asked = upstream.ask(&question, body, &interims).await;
-            attempts = asked.attempts;
-            asked.result
-        };
-        let result = exchange.asking(asking, &how, limits).await;
-        self.line.set(|r| r.attempts += attempts);
+        let result = exchange.asking(upstream.ask(&question, body, &interims), &how, limits).await;
+        self.line.set(|r| r.attempts += question.attempts.load(Ordering::Relaxed));
         result
     }
 

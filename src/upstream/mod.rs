@@ -19,7 +19,7 @@ mod pool;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -123,15 +123,8 @@ pub struct Question<'a> {
     pub expect: forward::Expect,
     /// Whether the server is asked to speak WebSocket.
     pub wants_websocket: bool,
-}
-
-/// An upstream that was asked.
-#[derive(Debug)]
-pub struct Asked {
-    /// Servers that were tried.
-    pub attempts: u32,
-    /// The last one's answer.
-    pub result: Result<Reply, Fault>,
+    /// Servers that were tried so far.
+    pub attempts: AtomicU32,
 }
 
 impl Upstream {
@@ -147,32 +140,30 @@ impl Upstream {
 
     /// Asks one of its servers, and others where one cannot be connected to.
     ///
+    /// # Errors
+    /// The last one's, or the first one's that took something of the request.
+    ///
     /// # Cancel safety
     /// Dropping it closes the connection: the server sees that nobody waits.
-    pub async fn ask(&self, question: &Question<'_>, body: Source, interims: &Interims) -> Asked {
-        let mut attempts = 0;
-        let mut body = body;
+    pub async fn ask(&self, question: &Question<'_>, mut body: Source, interims: &Interims) -> Result<Reply, Fault> {
         let mut last = Fault::Unreachable("it has no servers".to_owned());
         for member in self.in_turn() {
-            attempts += 1;
-            let request = match self.request(question, member, body) {
-                Ok(request) => request,
-                Err(fault) => return Asked { attempts, result: Err(fault) },
-            };
+            question.attempts.fetch_add(1, Ordering::Relaxed);
+            let request = self.request(question, member, body)?;
             match http::ask(member.pool(), &self.options, request, interims).await {
                 Ok(reply) => {
                     member.is_up();
-                    return Asked { attempts, result: Ok(reply) };
+                    return Ok(reply);
                 }
                 Err((fault, Some(unsent))) => {
                     member.is_down();
                     body = unsent.into_body();
                     last = fault;
                 }
-                Err((fault, None)) => return Asked { attempts, result: Err(fault) },
+                Err((fault, None)) => return Err(fault),
             }
         }
-        Asked { attempts, result: Err(last) }
+        Err(last)
     }
 
     /// Its servers, each once: in turn, and those that could not be connected to a moment ago at last.
@@ -210,16 +201,14 @@ impl Upstream {
         if question.edits.is_empty() {
             let given = question.request.fields();
             let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put(fields, name, value)).map_err(refused)?;
+            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
         } else {
             let mut edited = question.request.clone();
             edited.edit(question.edits);
             let given = edited.fields();
             let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put(fields, name, value)).map_err(refused)?;
+            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
         }
-        // Ours: what the client's framing was, the body's source knows.
-        fields.remove(CONTENT_LENGTH);
         match request.body().length() {
             // Whoever sends no body with a method that has none says nothing of it.
             Some(0) if matches!(onward.method, "GET" | "HEAD" | "DELETE" | "OPTIONS" | "TRACE") => {}
@@ -253,6 +242,13 @@ fn uri(target: &str) -> Result<Uri, Fault> {
         }
     }
     escaped.parse().map_err(refused)
+}
+
+/// Puts a field of a request, but for its length: that is what the body's source says.
+fn put_unframed(fields: &mut HeaderMap, name: &str, value: &[u8]) {
+    if !name.eq_ignore_ascii_case("content-length") {
+        put(fields, name, value);
+    }
 }
 
 /// Puts a field that was checked where it came in; what hyper refuses all the same is left out.
