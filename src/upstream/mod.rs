@@ -7,10 +7,12 @@
 
 mod address;
 mod answer;
+mod connect;
 mod fault;
 mod feed;
 mod fetch;
 mod pool;
+mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,8 +20,10 @@ use std::time::Duration;
 
 pub use address::{Address, AddressError, Protocol, Transport};
 pub use answer::{Answer, Body, Piece, Whole};
+pub use connect::ConnectOptions;
 pub use fault::Fault;
 pub use feed::{Cut, Feed, Source, feed};
+pub use tls::{Tls, TlsError};
 
 use self::pool::Pool;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};

@@ -4,20 +4,17 @@
 //! when the sender is dropped, or when nobody has used it for too long. It belongs to the pool: with the pool it ends too.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Address, Protocol, Source, Transport};
+use super::connect::{ConnectOptions, Stream, connect};
+use super::{Address, Protocol, Source};
 use crate::policy::CalloutError;
 
 /// One connection, in use; dropped, it is closed.
@@ -72,29 +69,14 @@ impl Pool {
 
     /// Connects.
     pub(super) async fn connect(&self, address: &Address) -> Result<Connection, CalloutError> {
-        if address.protocol != Protocol::Http {
-            return Err(CalloutError::Unreachable("this version connects in clear text only".to_owned()));
+        if address.protocol == Protocol::FastCgi {
+            return Err(CalloutError::Unreachable("a callout speaks HTTP, and the upstream FastCGI".to_owned()));
         }
-        match &address.transport {
-            Transport::Abstract(name) => {
-                // As tokio has the name of an abstract socket: behind a NUL.
-                let name = OsString::from_vec([&[0], &name[..]].concat());
-                self.begin(UnixStream::connect(name).await.map_err(unreachable)?).await
-            }
-            Transport::Tcp { host, port } => {
-                let stream = TcpStream::connect((&host[..], *port)).await.map_err(unreachable)?;
-                // It is sent in one piece anyway.
-                drop(stream.set_nodelay(true));
-                self.begin(stream).await
-            }
-            Transport::Unix(path) => self.begin(UnixStream::connect(path).await.map_err(unreachable)?).await,
-        }
+        let stream = connect(address, &ConnectOptions::default()).await.map_err(unreachable)?;
+        self.begin(stream).await
     }
 
-    async fn begin<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-        &self,
-        stream: S,
-    ) -> Result<Connection, CalloutError> {
+    async fn begin(&self, stream: Stream) -> Result<Connection, CalloutError> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
         let idle_since = Arc::new(IdleSince::default());
         let (since, timeout) = (Arc::clone(&idle_since), self.idle_timeout);
