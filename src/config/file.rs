@@ -182,9 +182,9 @@ pub struct UpstreamFile {
     pub handoff_response_headers: Option<Vec<String>>,
     /// The address from which its servers are connected to over TCP. Default: the system's choice.
     pub source: Option<String>,
-    /// Not served by this version.
+    /// With `https`: certificates of whom to trust (PEM). Default: the system's.
     pub ca: Option<String>,
-    /// Not served by this version.
+    /// With `https`: the name that the server's certificate is for. Default: the address's host.
     pub server_name: Option<String>,
     /// Not served by this version.
     pub root: Option<String>,

@@ -1,10 +1,12 @@
 //! Servers that answer through us.
 
+use std::sync::Arc;
+
 use super::fault::Key;
 use super::file::{AddressFile, UpstreamFile};
 use super::resolve::Resolver;
 use crate::http::fields::is_token_byte;
-use crate::upstream::{Address, ConnectOptions, Options};
+use crate::upstream::{Address, ConnectOptions, Options, Protocol, Server, Tls};
 
 /// A status line and one field fit; what is longer is no head.
 const HEAD_BYTES: std::ops::RangeInclusive<usize> = 256..=64 << 20;
@@ -15,8 +17,6 @@ impl Resolver<'_> {
     pub(super) fn upstream(&mut self, name: &str, file: &UpstreamFile) -> Option<Options> {
         let key = Key::of("upstream").name(name);
         let written = [
-            ("ca", file.ca.is_some()),
-            ("server_name", file.server_name.is_some()),
             ("root", file.root.is_some()),
             ("index", file.index.is_some()),
             ("role", file.role.is_some()),
@@ -35,7 +35,8 @@ impl Resolver<'_> {
             self.fault(&key.name(name), "longer than 0");
         }
         let addresses = self.addresses(&key, file)?;
-        let default = Options::new(name, addresses);
+        let servers = addresses.into_iter().filter_map(|(key_of, address)| self.server(&key, &key_of, address, file));
+        let default = Options::new(name, servers.collect());
         let head_bytes_max = file.head_bytes_max.map_or(default.head_bytes_max, |s| s.0);
         if !HEAD_BYTES.contains(&head_bytes_max) {
             let (least, most) = (HEAD_BYTES.start(), HEAD_BYTES.end());
@@ -56,9 +57,13 @@ impl Resolver<'_> {
                 self.fault(&key.name("handoff_response_headers").index(at), "no field name");
             }
         }
-        let connect = self.connect(&key, file);
+        let is_https = default.servers.iter().any(|server| server.address.protocol == Protocol::Https);
+        for (name, is_written) in [("ca", file.ca.is_some()), ("server_name", file.server_name.is_some())] {
+            if is_written && !is_https {
+                self.fault(&key.name(name), "it goes with https");
+            }
+        }
         Some(Options {
-            connect,
             connect_timeout: file.connect_timeout.map_or(default.connect_timeout, |t| t.0),
             head_timeout: file.head_timeout.map_or(default.head_timeout, |t| t.0),
             body_timeout: file.body_timeout.map_or(default.body_timeout, |t| t.0),
@@ -75,7 +80,7 @@ impl Resolver<'_> {
         })
     }
 
-    fn addresses(&mut self, key: &Key, file: &UpstreamFile) -> Option<Vec<Address>> {
+    fn addresses(&mut self, key: &Key, file: &UpstreamFile) -> Option<Vec<(Key, Address)>> {
         let (key, texts) = match &file.address {
             None => {
                 self.fault(key, "no address");
@@ -91,20 +96,33 @@ impl Resolver<'_> {
             }
         };
         let mut addresses = Vec::new();
-        for (key, text) in key.iter().zip(texts) {
+        for (key, text) in key.into_iter().zip(texts) {
             match Address::parse(text, &self.path("")) {
-                Ok(address) => addresses.push(address),
-                Err(error) => self.fault(key, error.to_string()),
+                Ok(address) => addresses.push((key, address)),
+                Err(error) => self.fault(&key, error.to_string()),
             }
         }
         (!addresses.is_empty()).then_some(addresses)
     }
 
-    fn connect(&mut self, key: &Key, file: &UpstreamFile) -> ConnectOptions {
+    fn server(&mut self, key: &Key, key_of: &Key, address: Address, file: &UpstreamFile) -> Option<Server> {
         let source = file.source.as_ref().and_then(|text| {
             let source = text.parse().map_err(|_| self.fault(&key.name("source"), "an IP address"));
             source.ok()
         });
-        ConnectOptions { source, ..ConnectOptions::default() }
+        let tls = match address.protocol {
+            Protocol::Https => {
+                let ca = file.ca.as_ref().map(|ca| self.path(ca));
+                match Tls::new(&address.transport, ca.as_deref(), file.server_name.as_deref()) {
+                    Ok(tls) => Some(Arc::new(tls)),
+                    Err(error) => {
+                        self.fault(key_of, error.to_string());
+                        return None;
+                    }
+                }
+            }
+            Protocol::FastCgi | Protocol::Http => None,
+        };
+        Some(Server { address, connect: ConnectOptions { source, tls } })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::pool::Pool;
-use super::{Address, Options};
+use super::{Address, Options, Server};
 
 /// How long a server that could not be connected to is tried after the others.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -17,8 +17,8 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(address: &Address, options: &Options) -> Self {
-        Self { pool: Arc::new(Pool::new(address.clone(), options)), down_until: Mutex::default() }
+    pub(super) fn new(server: &Server, options: &Options) -> Self {
+        Self { pool: Arc::new(Pool::new(server.clone(), options)), down_until: Mutex::default() }
     }
 
     pub(super) fn address(&self) -> &Address {

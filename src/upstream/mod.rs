@@ -16,6 +16,7 @@ mod http;
 mod interim;
 mod member;
 mod pool;
+mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,19 +35,18 @@ pub use self::feed::{Cut, Feed, Source, feed};
 pub use self::http::{Reply, end_to_end};
 pub use self::interim::{Interim, Interims};
 use self::member::Member;
+pub use self::tls::{Tls, TlsError};
 use crate::http::forward::{self, Onward};
 use crate::http::mount;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 
 /// What the configuration says of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Its name there.
     pub name: String,
-    /// Where its servers listen: at least one.
-    pub addresses: Vec<Address>,
-    /// How they are connected to.
-    pub connect: ConnectOptions,
+    /// Its servers: at least one.
+    pub servers: Vec<Server>,
     /// Until one of them is connected.
     pub connect_timeout: Duration,
     /// From the request's last byte to the last of the answer's head.
@@ -73,13 +73,21 @@ pub struct Options {
     pub handoff_response_headers: Vec<String>,
 }
 
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: Address,
+    /// How it is connected to.
+    pub connect: ConnectOptions,
+}
+
 impl Options {
     /// The documented defaults.
-    pub fn new(name: &str, addresses: Vec<Address>) -> Self {
+    pub fn new(name: &str, servers: Vec<Server>) -> Self {
         Self {
             name: name.to_owned(),
-            addresses,
-            connect: ConnectOptions::default(),
+            servers,
             connect_timeout: Duration::from_secs(1),
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
@@ -129,7 +137,7 @@ pub struct Question<'a> {
 
 impl Upstream {
     fn new(options: Options) -> Self {
-        let members = options.addresses.iter().map(|address| Member::new(address, &options)).collect();
+        let members = options.servers.iter().map(|server| Member::new(server, &options)).collect();
         Self { options: Arc::new(options), members, turn: AtomicUsize::new(0) }
     }
 
