@@ -9,6 +9,7 @@
 pub mod handing_over;
 mod kernel;
 pub mod load;
+pub mod peers;
 #[cfg(feature = "gateway")]
 pub mod shipped;
 
