@@ -103,6 +103,8 @@ pub mod drain;
 #[cfg(feature = "gateway")]
 pub mod exchange;
 #[cfg(feature = "gateway")]
+pub mod fastcgi;
+#[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod handoff;
 #[cfg(feature = "gateway")]
