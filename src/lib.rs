@@ -103,6 +103,8 @@ pub mod drain;
 #[cfg(feature = "gateway")]
 pub mod exchange;
 #[cfg(feature = "gateway")]
+pub mod fastcgi;
+#[cfg(feature = "gateway")]
 pub mod files;
 #[cfg(feature = "gateway")]
 pub mod gateway;
