@@ -350,6 +350,7 @@ impl Line {
     pub fn request(&mut self, request: &Request) {
         self.set(|r| {
             let head = &request.head;
+            r.client = request.client_ip();
             r.method = Some(head.method().to_owned());
             r.target = Some(head.target().to_owned());
             r.host = Some(head.authority().to_owned());

@@ -339,6 +339,8 @@ fn settings<'a>(
         policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
         upgrade: r.upgrade,
         internal: r.internal,
+        authorizer: r.authorizer,
+        filter: r.filter,
         default: r.default,
     };
     counts.iter().map(move |counts| Settings {

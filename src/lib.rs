@@ -132,6 +132,8 @@ pub mod route;
 #[cfg(feature = "gateway")]
 pub mod signal;
 #[cfg(feature = "gateway")]
+pub mod spool;
+#[cfg(feature = "gateway")]
 pub mod target;
 #[cfg(feature = "gateway")]
 pub mod unix_socket;

@@ -12,12 +12,13 @@ use super::file::{
 };
 use super::{Config, Listener, Policy, Route, Target};
 use crate::decision::{Action, Field, Handoff, Proxy, Respond, ResponseHead};
+use crate::files::Folder;
 use crate::handoff::{Address, Daemon, Deadlines, Dialect};
 use crate::http::fields::is_token_byte;
 use crate::http::forwarded::TrustedProxies;
 use crate::http::response::is_framing;
 use crate::respond::ErrorPages;
-use crate::route::{HostPattern, PathPattern};
+use crate::route::{HostPattern, PathPattern, Standard};
 use crate::{access_log, connection, http, listener, policy, target};
 
 /// Resolves one file and collects its faults.
@@ -358,8 +359,18 @@ impl<'a> Resolver<'a> {
 
     fn route(&mut self, at: usize, file: &RouteFile, whole: &ConfigFile) -> Option<Route> {
         let key = Key::of("route").index(at);
-        let written = [("authorizer", file.authorizer.is_some()), ("filter", file.filter.is_some())];
-        self.not_served(&key, &written);
+        for (name, role) in [("authorizer", &file.authorizer), ("filter", &file.filter)] {
+            if let Some(upstream) = role {
+                self.has_role(&key.name(name), upstream, Some(name), whole);
+            }
+        }
+        if file.internal == Some(true) && (!file.policies.is_empty() || file.authorizer.is_some()) {
+            let asked = if file.policies.is_empty() { "authorizer" } else { "policies" };
+            self.fault(
+                &key.name(asked),
+                "an internal route is reached by an application's answer: nobody is asked again",
+            );
+        }
         self.are_policies(&key.name("policies"), &file.policies, &whole.policy);
         let host = file.host.as_deref().map_or(Ok(HostPattern::Any), HostPattern::parse);
         let host = host.map_err(|message| self.fault(&key.name("host"), message)).ok();
@@ -378,6 +389,8 @@ impl<'a> Resolver<'a> {
             policies: file.policies.clone(),
             upgrade: file.upgrade.unwrap_or(true),
             internal: file.internal == Some(true),
+            authorizer: file.authorizer.clone(),
+            filter: file.filter.clone(),
             default,
         })
     }
@@ -399,17 +412,24 @@ impl<'a> Resolver<'a> {
         fits
     }
 
-    fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
-        self.not_served(key, &[("file", file.file.is_some())]);
+    fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Standard> {
+        if let Some(folder) = file.file.as_ref().filter(|folder| !folder.is_empty()) {
+            let is_alone = file.handoff.is_none() && file.proxy.is_none() && file.respond.is_none();
+            if is_alone {
+                return Some(Standard::File(Folder::new(self.path(folder))));
+            }
+        }
+        self.default_action(key, file, whole).map(Standard::Action)
+    }
+
+    fn default_action(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
         let named = [file.handoff.is_some(), file.proxy.is_some(), file.respond.is_some(), file.file.is_some()];
         if named.iter().filter(|named| **named).count() != 1 {
             self.fault(key, "one of file, handoff, proxy and respond");
             return None;
         }
         if let Some(upstream) = &file.proxy {
-            if !whole.upstream.contains_key(upstream) {
-                self.fault(&key.name("proxy"), format!("no upstream is called {upstream:?}"));
-            }
+            self.has_role(&key.name("proxy"), upstream, None, whole);
             return Some(Action::Proxy(Proxy { upstream: upstream.clone(), ..Proxy::default() }));
         }
         if let Some(target) = &file.handoff {

@@ -10,7 +10,7 @@ use crate::decision::{Action, Decision, Edits};
 use crate::exchange::{Exchange, PrefixError};
 use crate::policy::{BodyError, BodyPort, Generation, OnError, Peeks, PolicyError};
 use crate::request::{Id, Request};
-use crate::route::Route;
+use crate::route::{Route, Standard};
 
 /// A policy failed, and a request that it did not judge is not let through.
 pub(super) struct Denied;
@@ -18,16 +18,7 @@ pub(super) struct Denied;
 /// What was decided, and whose words they are.
 pub(super) enum Decided<'a> {
     Policy(Action),
-    Route(&'a Action),
-}
-
-impl Decided<'_> {
-    pub(super) fn action(&self) -> &Action {
-        match self {
-            Self::Policy(action) => action,
-            Self::Route(action) => action,
-        }
-    }
+    Route(&'a Standard),
 }
 
 impl Serving<'_> {

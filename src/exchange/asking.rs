@@ -14,6 +14,7 @@ use crate::http::body::Framing;
 use crate::http::head::{Expectation, Version};
 use crate::http::response::{CONTINUE, put_interim};
 use crate::pace::Pace;
+use crate::spool::Spool;
 use crate::upstream::{Fault, Interim, Interims, Source, feed};
 
 /// A body up to this length that is there already goes with its head in one piece.
@@ -67,6 +68,32 @@ impl Exchange {
         let (feed, source) = feed(length);
         self.state.upload = Some(Upload::new(self.state.framing, Some(feed), limits));
         Ok(source)
+    }
+
+    /// The request's body, read to its end and kept, for whoever must know its length before its first byte.
+    ///
+    /// # Errors
+    /// As [`asking`](Self::asking).
+    ///
+    /// # Cancel safety
+    /// As [`asking`](Self::asking)'s.
+    pub async fn spool_body(&mut self, limits: &Limits) -> Result<Source, Interrupted> {
+        let mut source = self.open_body(limits)?;
+        if source.length().is_some() {
+            return Ok(source);
+        }
+        let full = |error: std::io::Error| Fault::Unreachable(format!("no room for the request's body: {error}"));
+        let keeping = async {
+            let mut spool = Spool::new().map_err(full)?;
+            // A cut is told by the upload.
+            while let Some(Ok(piece)) = poll_fn(|context| source.poll_next(context)).await {
+                spool.push(&piece).map_err(full)?;
+            }
+            Ok(Source::spooled(spool))
+        };
+        let interims = Interims::new(0);
+        let how = Asking { head_timeout: limits.body_timeout, interims, is_continue_forwarded: false };
+        self.asking(keeping, &how, limits).await
     }
 
     /// The body, taken, if it is short and all there.

@@ -103,6 +103,11 @@ impl TrustedProxies {
         Ok(trusted)
     }
 
+    /// Whether nobody's word counts.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && !self.unix
+    }
+
     /// Whether its word counts.
     pub fn has(&self, node: Node) -> bool {
         match node {

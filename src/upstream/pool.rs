@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::connect::{Stream, connect};
-use super::{Address, Fault, Options, Server, Source};
+use super::{Fault, Options, Server, Source};
 
 /// What is read of a connection at once, and so about what is held of it for a client that is slower.
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -57,11 +57,6 @@ impl Pool {
             idle: Mutex::default(),
             tasks: Mutex::default(),
         }
-    }
-
-    /// Where the server listens.
-    pub(super) fn address(&self) -> &Address {
-        &self.server.address
     }
 
     /// The idle connection that was used last, if the server has not closed it.
