@@ -234,3 +234,6 @@ pub(super) fn narrow(
     }
     Ok(Some(wanted.to_vec()))
 }
+
+#[cfg(test)]
+mod tests;
