@@ -263,14 +263,19 @@ fn demangled(name: &str) -> String {
 
 /// `text` with control characters in their escaped form, so that it can neither end a line nor move a cursor.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
+    if !text.chars().any(is_unruly) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if is_unruly(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     Cow::Owned(out)
+}
+
+/// Control characters, what some readers take for the end of a line, and what turns the direction of all that follows.
+fn is_unruly(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A message of several lines as one: runs of white space become one space, other control characters are escaped. It is a
