@@ -198,7 +198,7 @@ fn a_policy_is_asked_about_a_daemon_that_is_down_as_the_gateway_asks() {
 
     let expected = |status: u16| {
         let failures = json!([{"target": "chat", "decision": {"action": "respond", "status": status}}]);
-        put(folder.path(), "expected.json", &json!({"action": "handoff", "failures": failures}).to_string())
+        put(folder.path(), "expected.json", json!({"action": "handoff", "failures": failures}).to_string())
     };
     assert_eq!(asked(told, &["--expect", &expected(312)]).0, Some(0));
     let (code, object) = asked(told, &["--expect", &expected(313)]);
@@ -227,7 +227,7 @@ fn what_differs_from_what_was_expected_is_told_and_ends_with_1() {
     let folder = folder();
     let (_, found) = tested(&wat("answers.wat"), &[]);
     let status = found["decision"]["status"].as_u64().expect("it answers");
-    let good = put(folder.path(), "good.json", &json!({"action": "respond", "status": status}).to_string());
+    let good = put(folder.path(), "good.json", json!({"action": "respond", "status": status}).to_string());
     assert_eq!(tested(&wat("answers.wat"), &["--expect", &good]).0, Some(0));
     let bad = put(folder.path(), "bad.json", r#"[{"action": "handoff", "status": 204, "target": "chat"}]"#);
     let (code, object) = tested(&wat("answers.wat"), &["--expect", &bad]);
@@ -291,8 +291,8 @@ fn configurations_that_are_to_be_refused_are_cases_too() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{said}");
     let fault = said.split("configure: ").nth(1).expect("the stage").trim().to_owned();
-    put(folder.path(), "cases/refused/all.json", &json!({"config": {}, "faults": [fault]}).to_string());
-    put(folder.path(), "cases/refused/other.json", &json!({"config": {}, "faults": ["no such"]}).to_string());
+    put(folder.path(), "cases/refused/all.json", json!({"config": {}, "faults": [fault]}).to_string());
+    put(folder.path(), "cases/refused/other.json", json!({"config": {}, "faults": ["no such"]}).to_string());
     let output = policy(&["test", &module, &folder.path().join("cases").display().to_string()]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
