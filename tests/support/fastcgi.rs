@@ -96,8 +96,9 @@ impl Program {
     pub fn spawn_on(name: &str, folder: &Path, listener: OwnedFd, environment: &[(&str, &str)]) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fastcgi").join(name).with_extension("c");
         let program = folder.join(name);
-        let compiled = Command::new("cc").args(["-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(&source);
-        let output = compiled.arg("-lfcgi").output().expect("cc runs");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(&source).arg("-lfcgi");
+        let output = compiler.output().expect("cc runs");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{} (libfcgi-dev?): {error}", source.display());
         // A web server that starts FastCGI programs gives them the listening socket as descriptor 0.
