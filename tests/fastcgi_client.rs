@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpListener;
@@ -311,6 +312,111 @@ fn web_server_addresses_are_checked_by_the_program() {
             let answer = ask(stream, plain(""), settings()).await;
             assert_eq!(answer.is_ok(), is_answered, "{allowed}: {answer:?}");
         });
+    }
+}
+
+/// nginx with the configuration that Debian gives it for FastCGI. It ends with this value.
+struct Nginx(std::process::Child);
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its one process: it has no workers of its own.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn variables_are_those_that_nginx_gives() {
+    let folder = folder();
+    let socket = folder.path().join("echo.sock");
+    let _program = Program::spawn("echo", &socket);
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let root = folder.path().display().to_string();
+    let configuration = format!(
+        "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log;\nevents {{}}\n\
+         http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+         uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\nserver {{ listen 127.0.0.1:{port}; server_name example.org;\n\
+         root {root}; index index.php; location / {{ include /etc/nginx/fastcgi.conf; fastcgi_pass unix:{root}/echo.sock;\n\
+         fastcgi_split_path_info ^(.+?[.]php)(/.*)$; fastcgi_index index.php; }} }} }}\n"
+    );
+    std::fs::write(folder.path().join("nginx.conf"), configuration).expect("written");
+    let mut command = std::process::Command::new("nginx");
+    command.arg("-p").arg(folder.path()).arg("-c").arg(folder.path().join("nginx.conf"));
+    let stderr = std::process::Stdio::null();
+    let _nginx = Nginx(command.stderr(stderr).spawn().expect("nginx is installed: apt-get install nginx"));
+    let fields = [
+        ("Host", "example.org:8080"),
+        ("Accept", "a"),
+        ("accept", "b"),
+        ("Proxy", "http://evil/"),
+        ("X_Under", "1"),
+        ("X.Dot", "1"),
+        ("Cookie", "a=1"),
+        ("Cookie", "b=2"),
+        ("Content-Type", "text/plain"),
+        ("Authorization", "Basic eDp5"),
+        ("X-Forwarded-For", "10.0.0.1"),
+        ("Connection", "close"),
+    ];
+    for (method, target, body) in [
+        ("GET", "/a.php?x=%20&y", None),
+        ("GET", "/a%20b/c.php/in%2Ffo//x/../y?", None),
+        ("POST", "/folder.d/a.php", Some("body")),
+        ("POST", "/a.php/", Some("")),
+        ("DELETE", "/no-script", None),
+    ] {
+        let mut fields: Vec<(&str, String)> = fields.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        fields.extend(body.map(|body| ("Content-Length", body.len().to_string())));
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let mut client = eventually("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        client.set_read_timeout(Some(patience())).expect("a socket");
+        let raw = format!("{method} {target} HTTP/1.1\r\n{lines}\r\n{}", body.unwrap_or_default());
+        client.write_all(raw.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        // What changes with each request, is the product's own name, or differs on purpose: nobody has verified
+        // REMOTE_USER, and HTTP_PROXY is what somebody else takes for a setting.
+        let own = ["SERVER_SOFTWARE", "REMOTE_PORT", "FCGI_ROLE", "HTTP_PROXY", "REMOTE_USER"];
+        let mut theirs = BTreeMap::<String, String>::new();
+        for (name, value) in answer.lines().filter_map(|line| line.split_once('=')) {
+            let is_name = name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+            if is_name && !own.contains(&name) {
+                // This nginx sends a variable for each field; programs see one of them. We join them.
+                let separator = if name == "HTTP_COOKIE" { "; " } else { ", " };
+                let joined = theirs.get(name).map(|before| format!("{before}{separator}{value}"));
+                theirs.insert(name.to_owned(), joined.unwrap_or_else(|| value.to_owned()));
+            }
+        }
+
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let path = baton::http::path::normalise(path).expect("a path");
+        let borrowed: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), value.as_bytes())).collect();
+        let facts = Facts {
+            method,
+            target,
+            path: &path,
+            query,
+            scheme: "http",
+            fields: &borrowed,
+            body_bytes: body.map(|body| body.len() as u64),
+            client_address: "127.0.0.1",
+            server_address: "127.0.0.1",
+            server_port: Some(port),
+            ..FACTS
+        };
+        let scripts = Scripts { root: Some(root.clone()), ..Scripts::default() };
+        let ours = Variables::new(&facts, &scripts, Purpose::Respond).expect("a path");
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        let mut ours: BTreeMap<_, _> = ours.iter().map(|(n, v)| (text(n), text(v))).collect();
+        // fastcgi.conf does not have the first two; whoever splits paths adds them.
+        for name in ["PATH_INFO", "PATH_TRANSLATED", "SERVER_SOFTWARE", "REMOTE_PORT"] {
+            ours.remove(name);
+        }
+        // Ours is the script; that of nginx has what stands behind it, too.
+        let theirs_uri = theirs.insert("DOCUMENT_URI".to_owned(), ours["DOCUMENT_URI"].clone());
+        assert!(theirs_uri.is_some_and(|uri| uri.starts_with(&ours["DOCUMENT_URI"])));
+        assert_eq!(ours, theirs, "{method} {target}\n{answer}");
     }
 }
 

@@ -54,7 +54,7 @@ impl PhpFpm {
 impl Drop for PhpFpm {
     fn drop(&mut self) {
         // Killed, it would leave its children behind.
-        drop(kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), Signal::SIGTERM));
+        kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), Signal::SIGTERM).unwrap_or_default();
         let end = std::time::Instant::now() + patience();
         while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < end {
             std::thread::park_timeout(std::time::Duration::from_millis(5));
