@@ -18,7 +18,7 @@ use std::time::Duration;
 use baton::fastcgi::record::{self, Kind};
 use baton::fastcgi::{
     Facts, Input, Limits, Purpose, Request, Role, Scripts, Settings, Unanswered, Values, Variables, Verdict, ask,
-    ask_values, authorize, pairs,
+    ask_values, authorize, is_quiet, pairs,
 };
 use baton::upstream::{Answer, Fault, Piece, Source, feed};
 use hyper::body::Bytes;
@@ -296,6 +296,26 @@ fn a_connection_is_kept_when_it_was_asked_for_and_everything_is_done() {
         let answer = ask(stream, plain("body"), Settings { keep: Some(keep), ..settings() }).await.expect("an answer");
         drop(answer);
         assert!(kept.await.is_err());
+    });
+}
+
+#[test]
+fn a_kept_connection_is_quiet_until_something_comes_or_it_is_closed() {
+    run(async {
+        let folder = folder();
+        let socket = folder.path().join("echo.sock");
+        let program = Program::spawn("echo", &socket);
+        let (keep, kept) = oneshot::channel();
+        let answer = ask(connect(&socket).await, plain(""), Settings { keep: Some(keep), ..settings() }).await;
+        whole(answer.expect("an answer")).await;
+        let mut stream = kept.await.expect("kept");
+        assert!(is_quiet(&mut stream).await);
+        drop(program);
+        assert!(!is_quiet(&mut stream).await);
+        let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+        assert!(is_quiet(&mut ours).await);
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, b"x").await.expect("room");
+        assert!(!is_quiet(&mut ours).await);
     });
 }
 
