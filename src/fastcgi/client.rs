@@ -1,10 +1,13 @@
 //! Asking a program.
 
 use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
 
 use hyper::HeaderMap;
 use hyper::body::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
+use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
 
 use super::exchange::{Event, Exchange, broken};
@@ -113,6 +116,19 @@ pub async fn authorize<S: Stream>(stream: S, request: Request, settings: Setting
         drop(piece?);
     }
     Ok(Verdict::Through(variables))
+}
+
+/// Whether a kept connection can be asked again: the program says nothing on it, and has not closed it. It may still do so
+/// a moment later; then nobody can know what it did with the request.
+///
+/// # Cancel safety
+/// Dropping it changes nothing.
+pub async fn is_quiet<S: Stream>(stream: &mut S) -> bool {
+    // So that what has happened to the socket meanwhile is seen.
+    tokio::task::yield_now().await;
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    poll_fn(|context| Poll::Ready(Pin::new(&mut *stream).poll_read(context, &mut buffer).is_pending())).await
 }
 
 /// Sends and reads until the head is there, and what came behind it in one piece.

@@ -22,7 +22,7 @@ mod sending;
 mod stderr;
 mod values;
 
-pub use client::{Complain, Request, Settings, Unanswered, Verdict, ask, authorize};
+pub use client::{Complain, Request, Settings, Unanswered, Verdict, ask, authorize, is_quiet};
 pub use environment::{Facts, Purpose, Scripts, Variables};
 pub use head::Limits;
 pub use input::Input;

@@ -5,6 +5,9 @@ const SHORT_MAX: usize = 127;
 /// In the first of four bytes.
 const LONG: u8 = 0x80;
 
+/// A name and its value.
+pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Why bytes are no pairs, or a text can be in none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PairError {
@@ -44,7 +47,7 @@ pub fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) -> Result<(), PairError
 ///
 /// # Errors
 /// It ends inside of one.
-pub fn read(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, PairError> {
+pub fn read(mut bytes: &[u8]) -> Result<Vec<Pair<'_>>, PairError> {
     let mut pairs = Vec::new();
     while !bytes.is_empty() {
         let name_bytes = length(&mut bytes)?;

@@ -36,6 +36,8 @@ pub async fn ask_values<S: Stream>(mut stream: S) -> Values {
     }
     let mut question = Vec::new();
     record::put_stream(&mut question, Kind::GetValues, NO_REQUEST, &names);
+    // The question is one record, but libfcgi reads names to the end of a stream, and waits for it.
+    question.extend_from_slice(&record::header(Kind::GetValues, NO_REQUEST, 0));
     if stream.write_all(&question).await.is_err() || stream.flush().await.is_err() {
         return Values::default();
     }

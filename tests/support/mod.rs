@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "every test program takes what it needs")]
 
+pub mod fastcgi;
 pub mod handing_over;
 mod kernel;
 pub mod load;
