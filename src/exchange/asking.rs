@@ -1,7 +1,7 @@
 //! While an upstream is asked: the request's body goes there, interim answers come back, and a client that leaves ends it.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -132,7 +132,7 @@ impl Exchange {
             match tokio::time::timeout_at(deadline, event).await {
                 Ok(Event::Answer(answer)) => {
                     // They came before it, if only by a moment.
-                    while let Poll::Ready(interim) = how.interims.poll_next(&mut Context::from_waker(Waker::noop())) {
+                    while let Some(interim) = how.interims.take() {
                         let interim = interim?;
                         if interim.status != 100 {
                             self.pass_on(&interim, limits).await?;

@@ -72,6 +72,17 @@ impl Interims {
         }
     }
 
+    /// The next one, if it is there.
+    ///
+    /// # Errors
+    /// There were too many.
+    pub fn take(&self) -> Option<Result<Interim, Fault>> {
+        match self.poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(interim) => Some(interim),
+            Poll::Pending => None,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
