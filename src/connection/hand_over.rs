@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Serving;
-use super::decide::{is_watched, tell, told};
+use super::decide::{Gone, is_watched, tell, told};
 use crate::access_log::micros;
 use crate::client::Client;
 use crate::decision::{Action, Decision, Handoff, Outcome, RelayMode};
@@ -151,7 +151,11 @@ impl Serving<'_> {
     ) -> Option<Client> {
         let Some(by) = by.filter(|by| by.hears_of_failures()) else { return self.give_up(refused, request).await };
         for attempt in 1..=ASKED_COUNT_MAX {
-            let action = self.ask_after(&mut refused, attempt, request, by).await;
+            let Ok(action) = self.ask_after(&mut refused, attempt, request, by).await else {
+                self.abort(refused.client, &refused.target, request);
+                self.line.set(|r| r.outcome = Outcome::ClientGone);
+                return None;
+            };
             let exchange = match (action, refused.client) {
                 (Some(Action::Abort), held) => {
                     self.abort(held, &refused.target, request);
@@ -189,13 +193,16 @@ impl Serving<'_> {
     }
 
     /// Asks a policy about a handoff of its own that failed; `None` where it fails itself.
+    ///
+    /// # Errors
+    /// The client has left meanwhile.
     async fn ask_after(
         &mut self,
         refused: &mut Refused,
         attempt: u32,
         request: &Arc<Request>,
         by: &Generation,
-    ) -> Option<Action> {
+    ) -> Result<Option<Action>, Gone> {
         let failure = HandoffFailure {
             target: refused.target.name().to_owned(),
             stage: match refused.stage {
@@ -216,7 +223,7 @@ impl Serving<'_> {
         let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
         let (port, peeks) = BodyPort::open();
         let asking = by.on_handoff_failed(self.worker.index, request, &port, &failure, self.line.carry());
-        let result = self.showing(peeks, exchange, asking).await;
+        let result = self.showing(peeks, exchange, asking).await?;
         if is_watched() {
             let decide_us = began.map_or(0, |began| micros(began.elapsed()));
             let (method, target) = (request.head.method(), request.head.target());
@@ -226,7 +233,7 @@ impl Serving<'_> {
         self.line.set(|r| {
             r.decide_us = Some(r.decide_us.unwrap_or(0) + began.map_or(0, |began| micros(began.elapsed())));
         });
-        match result.and_then(|decision| self.fitting(by, "on-handoff-failed", decision)) {
+        Ok(match result.and_then(|decision| self.fitting(by, "on-handoff-failed", decision)) {
             Ok(Decision { action, carry, annotations }) => {
                 self.line.set_carry(carry);
                 self.line.annotate(annotations);
@@ -239,7 +246,7 @@ impl Serving<'_> {
                 self.policy_failed(by, "on-handoff-failed", request, &failure);
                 None
             }
-        }
+        })
     }
 
     /// What is done with a client that nobody took and nobody has a better word for.

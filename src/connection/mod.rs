@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use self::account::Account;
-use self::decide::{Decided, Denied};
+use self::decide::{Decided, Undecided};
 pub use self::gate::Gates;
 pub use self::hand_over::ASKED_COUNT_MAX;
 use self::programs::Authorized;
@@ -203,7 +203,11 @@ impl Serving<'_> {
         let (decided, by) = match found {
             Found::Route(route) => match self.decide(route, &mut request, &mut exchange).await {
                 Ok(decided) => decided,
-                Err(Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Gone) => {
+                    self.line.set(|r| r.outcome = Outcome::ClientGone);
+                    return None;
+                }
             },
             Found::OtherMethods(allow) => {
                 let mut page = respond::page(405, form(&request), &settings.pages);

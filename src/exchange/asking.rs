@@ -210,6 +210,14 @@ impl Exchange {
         }
     }
 
+    /// Waits until the client has gone, with nothing behind it that is unread.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn gone(&mut self) {
+        poll_fn(|context| self.client.poll_gone(context)).await;
+    }
+
     /// An upload is over, or given up: what is left of the body is known by its framing again.
     pub(super) fn settle_upload(&mut self) {
         if let Some(upload) = self.state.upload.take() {

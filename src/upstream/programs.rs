@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::connect::{Stream, connect};
 use super::{Fault, Options, Question, Server, Source};
 use crate::fastcgi::{self, Facts, Input, Purpose, Role, Scripts, Settings, Variables};
+use crate::http::forward;
 use crate::http::forwarded::Node;
 use crate::http::head::Version;
 use crate::request::Peer;
@@ -272,7 +273,7 @@ fn variables(
 ) -> Result<Variables, Fault> {
     let (request, client) = (question.request, question.client);
     let (head, origin) = (&request.head, &request.origin);
-    let fields = request.fields();
+    let fields: Vec<_> = forward::for_program(request.fields().into_iter(), client).collect();
     let (path, query) = match question.path_and_query {
         None => (head.path().to_owned(), head.query().map(str::to_owned)),
         Some(written) => {
