@@ -10,7 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread::ThreadId;
 use std::time::{Duration, SystemTime};
 
@@ -106,8 +106,11 @@ impl Program {
 
     /// A connection: one that was kept, or a new one.
     pub(super) async fn connection(&self, options: &Options) -> Result<Held, Fault> {
-        if let Some(held) = self.kept.take() {
-            return Ok(held);
+        while let Some(mut held) = self.kept.take() {
+            // What had come would be no answer to the next request.
+            if fastcgi::is_quiet(&mut held).await {
+                return Ok(held);
+            }
         }
         let may_keep = self.keep_alive > 0 && self.connections_max(options).await > 0;
         let stream = self.connect(options.connect_timeout).await?;
@@ -162,7 +165,7 @@ impl Kept {
         lock(&self.idle).push_back(idle);
     }
 
-    /// The connection of this thread that was used last, if the program has not closed it.
+    /// The connection of this thread that was used last.
     fn take(&self) -> Option<Held> {
         let own = std::thread::current().id();
         loop {
@@ -171,8 +174,8 @@ impl Kept {
                 let at = all.iter().rposition(|idle| idle.thread == own)?;
                 all.remove(at)?
             };
-            let Idle { taken, mut stream, .. } = idle;
-            if taken.send(()).is_ok() && stream.is_quiet() {
+            let Idle { taken, stream, .. } = idle;
+            if taken.send(()).is_ok() {
                 return Some(stream);
             }
         }
@@ -181,15 +184,6 @@ impl Kept {
     /// Closes those whose time has run out.
     fn forget_abandoned(&self) {
         lock(&self.idle).retain(|idle| !idle.taken.is_closed());
-    }
-}
-
-impl Held {
-    /// Whether nothing has come, not even its end: what came would be no answer to the next request.
-    fn is_quiet(&mut self) -> bool {
-        let mut byte = [0];
-        let mut buffer = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer).is_pending()
     }
 }
 
