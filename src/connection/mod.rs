@@ -11,6 +11,7 @@ mod hand_over;
 mod internal;
 mod programs;
 mod proxy;
+mod refused;
 mod response;
 mod tunnel;
 
@@ -22,8 +23,8 @@ use tokio::sync::Semaphore;
 use self::account::Account;
 use self::decide::{Decided, Undecided};
 pub use self::gate::Gates;
-pub use self::hand_over::ASKED_COUNT_MAX;
 use self::programs::Authorized;
+pub use self::refused::ASKED_COUNT_MAX;
 use crate::access_log::{Line, Sinks};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
