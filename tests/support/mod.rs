@@ -11,6 +11,7 @@ mod kernel;
 pub mod load;
 #[cfg(feature = "gateway")]
 pub mod shipped;
+pub mod upstream;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
