@@ -130,13 +130,13 @@ impl Kept {
         lock(&self.idle).push_back(idle);
     }
 
-    /// The connection of this thread that was used last.
+    /// The connection of this thread that was used last, or another one's: it occupies a process that somebody waits for.
     fn take(&self) -> Option<Held> {
         let own = std::thread::current().id();
         loop {
             let idle = {
                 let mut all = lock(&self.idle);
-                let at = all.iter().rposition(|idle| idle.thread == own)?;
+                let at = all.iter().rposition(|idle| idle.thread == own).or(all.len().checked_sub(1))?;
                 all.remove(at)?
             };
             let Idle { taken, stream, .. } = idle;
