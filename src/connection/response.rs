@@ -240,10 +240,7 @@ fn with_response_headers(mut data: Vec<u8>, fields: &HeaderMap, names: &[String]
             _ => drop(chosen.insert(name.clone(), values.into())),
         }
     }
-    let object = match serde_json::from_slice::<serde_json::Value>(&data) {
-        Ok(serde_json::Value::Object(object)) => object,
-        _ => return data,
-    };
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(&data) else { return data };
     if chosen.is_empty() || object.contains_key("response_headers") {
         return data;
     }
