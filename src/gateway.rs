@@ -86,6 +86,34 @@ pub enum StartError {
     User(String, #[source] nix::Error),
 }
 
+/// What a configuration needs of the system before anything is served.
+#[derive(Debug)]
+pub struct Held {
+    descriptors: usize,
+    log: OpenLog,
+    listeners: Vec<(listener::Options, Listener)>,
+    admin: Option<(listener::Address, Admin)>,
+}
+
+impl Held {
+    /// Opens the access log, binds every address, and becomes the configured user for good. Whoever connects from here on
+    /// waits.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn take(config: &Config) -> Result<Self, StartError> {
+        let descriptors = raise_descriptor_limit();
+        let log = open_log(config.access_log.as_ref(), None)?;
+        let listeners = bind(&config.listeners, &[], config.workers)?;
+        let admin = config.admin.as_ref().map(bind_admin).transpose()?;
+        if let Some(name) = &config.user {
+            let given = admin.as_ref().map_or(Ok(()), |(_, admin)| admin.give_to(name));
+            given.and_then(|()| become_user(name)).map_err(|error| StartError::User(name.clone(), error))?;
+        }
+        Ok(Self { descriptors, log, listeners, admin })
+    }
+}
+
 /// A gateway that serves.
 #[derive(Debug)]
 pub struct Gateway {
@@ -133,20 +161,16 @@ struct WorkerThread {
 type Begin = (Accept, Guard, Guard);
 
 impl Gateway {
-    /// Binds, becomes the configured user, and begins to serve.
+    /// Begins to serve, with what is `held` already, else with what it takes now.
     ///
     /// # Errors
     /// What the system refuses; nothing is left running.
-    pub fn start(loaded: Loaded) -> Result<Self, StartError> {
+    pub fn start(loaded: Loaded, held: Option<Held>) -> Result<Self, StartError> {
         let Loaded { config, policies, engine } = loaded;
-        let descriptors = raise_descriptor_limit();
-        let log = open_log(config.access_log.as_ref(), None)?;
-        let listeners = bind(&config.listeners, &[], config.workers)?;
-        let admin = config.admin.as_ref().map(bind_admin).transpose()?;
-        if let Some(name) = &config.user {
-            let given = admin.as_ref().map_or(Ok(()), |(_, admin)| admin.give_to(name));
-            given.and_then(|()| become_user(name)).map_err(|error| StartError::User(name.clone(), error))?;
-        }
+        let Held { descriptors, log, listeners, admin } = match held {
+            Some(held) => held,
+            None => Held::take(&config)?,
+        };
         let (drain, guard) = Drain::new();
         let admission = Arc::new(Admission::new(config.connections_max, descriptors));
         let (user, drain_timeout, count) = (config.user.clone(), config.drain_timeout, config.workers);
@@ -339,6 +363,8 @@ fn settings<'a>(
         policies: r.policies.iter().filter_map(|name| policies.get(name)).map(Arc::clone).collect(),
         upgrade: r.upgrade,
         internal: r.internal,
+        authorizer: r.authorizer,
+        filter: r.filter,
         default: r.default,
     };
     counts.iter().map(move |counts| Settings {
@@ -478,6 +504,7 @@ fn become_user(name: &str) -> nix::Result<()> {
         return Ok(());
     }
     let c_name = std::ffi::CString::new(name).map_err(|_| nix::Error::EINVAL)?;
+    crate::policy::give_cache(user.uid.as_raw());
     initgroups(&c_name, user.gid)?;
     setgid(user.gid)?;
     setuid(user.uid)

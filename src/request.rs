@@ -87,13 +87,52 @@ pub struct Request {
     pub origin: Arc<Origin>,
     /// The route that it took: its path in the configuration.
     pub route: Option<Arc<str>>,
+    /// What an authorizer set: names as it wrote them, without `Variable-`.
+    pub variables: Vec<(String, Vec<u8>)>,
+    /// Who asks, where proxies in front of us are believed; absent: the peer.
+    seen: Option<Box<Seen>>,
     edited: Option<Vec<Field>>,
+}
+
+/// What proxies in front of us say of a client.
+#[derive(Clone, Debug)]
+struct Seen {
+    ip: String,
+    scheme: &'static str,
 }
 
 impl Request {
     /// A request that nobody has edited.
     pub fn new(id: Id, head: RequestHead, origin: Arc<Origin>, route: Option<Arc<str>>) -> Self {
-        Self { id, head, origin, route, edited: None }
+        Self { id, head, origin, route, variables: Vec::new(), seen: None, edited: None }
+    }
+
+    /// Believes what proxies in front of us say, as far as they are trusted.
+    pub fn believe(&mut self, trusted: &TrustedProxies) {
+        if trusted.is_empty() {
+            return;
+        }
+        let client = self.client(trusted);
+        let ip = match client.node {
+            Node::Ip(ip) => ip.to_string(),
+            Node::Unix => self.origin.client_ip(),
+        };
+        self.seen = Some(Box::new(Seen { ip, scheme: client.scheme }));
+    }
+
+    /// The client's address: an IP address without its port, or `unix:` and the user id.
+    pub fn client_ip(&self) -> String {
+        self.seen.as_ref().map_or_else(|| self.origin.client_ip(), |seen| seen.ip.clone())
+    }
+
+    /// `http`, or what a proxy in front of us was asked in.
+    pub fn scheme(&self) -> &'static str {
+        self.seen.as_ref().map_or("http", |seen| seen.scheme)
+    }
+
+    /// What an authorizer set by that name.
+    pub fn variable(&self, name: &str) -> Option<&[u8]> {
+        self.variables.iter().find(|(own, _)| own == name).map(|(_, value)| &value[..])
     }
 
     /// Applies a policy's edits; the next policy sees them. The head's exact bytes stay what they were.
@@ -134,11 +173,6 @@ impl Request {
             Peer::Unix { .. } => Node::Unix,
         };
         forwarded::Client::direct(node, "http", self.head.authority()).behind(self.head.fields(), trusted)
-    }
-
-    /// The route's path, which an upstream's path inside replaces; `/` where there is no route.
-    pub fn mount(&self) -> &str {
-        self.route.as_ref().map_or("/", |route| route.strip_prefix('=').unwrap_or(route))
     }
 
     /// Whether it asks for a WebSocket (RFC 6455 §4.1). Any other Upgrade is an ordinary request here.

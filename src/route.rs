@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::decision::Action;
+use crate::files::Folder;
 use crate::policy::Policy;
 
 /// One route.
@@ -25,8 +26,21 @@ pub struct Route {
     pub upgrade: bool,
     /// Whether only other routes' answers lead here.
     pub internal: bool,
+    /// A FastCGI authorizer that is asked before them: an upstream's name.
+    pub authorizer: Option<String>,
+    /// A FastCGI filter over what the default yields: an upstream's name.
+    pub filter: Option<String>,
     /// What happens when all of them pass.
-    pub default: Option<Action>,
+    pub default: Option<Standard>,
+}
+
+/// What a route does when nobody has another opinion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standard {
+    /// What a policy could have decided too.
+    Action(Action),
+    /// A file is served.
+    File(Folder),
 }
 
 /// Which hosts; without port, in lower case.
@@ -117,6 +131,13 @@ impl PathPattern {
 }
 
 impl Route {
+    /// The path that an upstream's path inside replaces, and below which files are looked for.
+    pub fn mount(&self) -> &str {
+        match &self.path {
+            PathPattern::Exact(path) | PathPattern::Prefix(path) => path,
+        }
+    }
+
     fn allows(&self, method: &str) -> bool {
         match &self.methods {
             None => true,
@@ -160,7 +181,8 @@ impl Table {
     /// Finds the route for a host (lower case, no port), a normalised path and a method.
     pub fn find(&self, host: &str, path: &str, method: &str) -> Found<'_> {
         let mut allow: Vec<&str> = Vec::new();
-        for route in self.routes.iter().filter(|r| r.host.matches(host) && r.path.matches(path)) {
+        let matching = |r: &&Route| !r.internal && r.host.matches(host) && r.path.matches(path);
+        for route in self.routes.iter().filter(matching) {
             if route.allows(method) {
                 return Found::Route(route);
             }
@@ -174,6 +196,11 @@ impl Table {
             }
         }
         if allow.is_empty() { Found::Nothing } else { Found::OtherMethods(allow.join(", ")) }
+    }
+
+    /// Finds the route that an application's answer leads to: one that nothing else does.
+    pub fn find_internal(&self, host: &str, path: &str) -> Option<&Route> {
+        self.routes.iter().find(|r| r.internal && r.host.matches(host) && r.path.matches(path))
     }
 }
 
@@ -190,6 +217,8 @@ mod tests {
             policies: vec![],
             upgrade: true,
             internal: false,
+            authorizer: None,
+            filter: None,
             default: None,
         };
         Table::new(routes.iter().enumerate().map(route).collect())

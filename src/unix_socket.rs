@@ -51,7 +51,10 @@ pub fn bind(path: &Path, mode: Option<Mode>) -> io::Result<(OwnedFd, SocketFile)
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|file| Made::of(&file) == self.made) {
-            drop(std::fs::remove_file(&self.path));
+            // Whoever gave up root for a user may lack the right to the folder; whoever binds it next replaces the file.
+            if let Err(error) = std::fs::remove_file(&self.path) {
+                tracing::debug!(%error, "{} stays behind", self.path.display());
+            }
         }
     }
 }

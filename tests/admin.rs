@@ -758,6 +758,30 @@ fn who_the_gateway_becomes_owns_the_socket() {
 }
 
 #[test]
+fn a_socket_that_may_not_be_removed_at_the_end_is_replaced_at_the_next_start() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root");
+        eprintln!("left out: needs root");
+        return;
+    }
+    let place = folder();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let socket = place.path().join("a.sock");
+    let admin = format!("[gateway]\nuser = \"nobody\"\nadmin = \"unix:{}\"\n", socket.display());
+    for _ in 0..2 {
+        let own = folder();
+        fs::set_permissions(own.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        let toml = format!("{admin}LISTEN[[route]]\npath = \"/\"\ndefault = {{ respond = {{ body = \"ok\" }} }}\n");
+        let mut gateway = Gateway::start_in(own, &toml, |command| command.env("BATON_LOG", "debug"));
+        assert!(socket.exists());
+        gateway.signal(Signal::SIGTERM);
+        gateway.wait();
+        gateway.stderr.wait(0, &["a.sock stays behind", "Permission denied"]);
+        assert!(socket.exists());
+    }
+}
+
+#[test]
 fn an_address_that_cannot_be_had_is_named() {
     let folder = folder();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -33,7 +33,7 @@ fn policy(arguments: &[&str]) -> Output {
 }
 
 /// Writes a file and returns its path as an argument.
-fn put(folder: &Path, name: &str, contents: &str) -> String {
+fn put(folder: &Path, name: &str, contents: impl AsRef<[u8]>) -> String {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().expect("below the folder")).expect("made");
     std::fs::write(&path, contents).expect("written");
@@ -198,7 +198,7 @@ fn a_policy_is_asked_about_a_daemon_that_is_down_as_the_gateway_asks() {
 
     let expected = |status: u16| {
         let failures = json!([{"target": "chat", "decision": {"action": "respond", "status": status}}]);
-        put(folder.path(), "expected.json", &json!({"action": "handoff", "failures": failures}).to_string())
+        put(folder.path(), "expected.json", json!({"action": "handoff", "failures": failures}).to_string())
     };
     assert_eq!(asked(told, &["--expect", &expected(312)]).0, Some(0));
     let (code, object) = asked(told, &["--expect", &expected(313)]);
@@ -227,7 +227,7 @@ fn what_differs_from_what_was_expected_is_told_and_ends_with_1() {
     let folder = folder();
     let (_, found) = tested(&wat("answers.wat"), &[]);
     let status = found["decision"]["status"].as_u64().expect("it answers");
-    let good = put(folder.path(), "good.json", &json!({"action": "respond", "status": status}).to_string());
+    let good = put(folder.path(), "good.json", json!({"action": "respond", "status": status}).to_string());
     assert_eq!(tested(&wat("answers.wat"), &["--expect", &good]).0, Some(0));
     let bad = put(folder.path(), "bad.json", r#"[{"action": "handoff", "status": 204, "target": "chat"}]"#);
     let (code, object) = tested(&wat("answers.wat"), &["--expect", &bad]);
@@ -291,8 +291,8 @@ fn configurations_that_are_to_be_refused_are_cases_too() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{said}");
     let fault = said.split("configure: ").nth(1).expect("the stage").trim().to_owned();
-    put(folder.path(), "cases/refused/all.json", &json!({"config": {}, "faults": [fault]}).to_string());
-    put(folder.path(), "cases/refused/other.json", &json!({"config": {}, "faults": ["no such"]}).to_string());
+    put(folder.path(), "cases/refused/all.json", json!({"config": {}, "faults": [fault]}).to_string());
+    put(folder.path(), "cases/refused/other.json", json!({"config": {}, "faults": ["no such"]}).to_string());
     let output = policy(&["test", &module, &folder.path().join("cases").display().to_string()]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -318,6 +318,28 @@ fn a_request_that_no_policy_would_see_is_told_by_line_and_byte() {
     let request = put(folder.path(), "lf.http", "GET / HTTP/1.1\nHost: x\n\n");
     let output = policy(&["test", &module, "--request", &request]);
     assert!(output.status.success() && text(&output.stdout).contains("read as CR LF"), "{output:?}");
+    for (contents, fault) in [
+        (&b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n"[..], "bad.http:3: byte 25: a malformed field line"),
+        (b"", "bad.http:1: byte 0: the empty line that ends a head is missing"),
+        (b"\x1b[2JGET / HTTP/1.1\r\nHost: x\r\n\r\n", "bad.http:1: byte 0: a malformed request line"),
+        (&[0xff; 10_000_000], "bad.http:1: byte 10000000: the empty line that ends a head is missing"),
+    ] {
+        let request = put(folder.path(), "bad.http", contents);
+        let output = policy(&["test", &module, "--request", &request]);
+        let stderr = text(&output.stderr);
+        assert!(output.status.code() == Some(64) && stderr.contains(fault), "{fault}: {stderr:.500}");
+        assert!(stderr.lines().count() == 1 && !stderr.contains('\x1b'), "{stderr:.500}");
+    }
+    let (at_limit, past) = (64 << 20, (64 << 20) + 1);
+    for (length, fault) in [(at_limit, "the empty line that ends a head is missing"), (past, "is larger than 64 MiB")] {
+        let file = std::fs::File::create(folder.path().join("bad.http")).expect("created");
+        file.set_len(length).expect("it is sparse");
+        let output = policy(&["test", &module, "--request", &request.replace("lf.http", "bad.http")]);
+        assert!(output.status.code() == Some(64) && text(&output.stderr).contains(fault), "{fault}: {output:?}");
+    }
+    // It has no end.
+    let output = policy(&["test", &module, "--request", "/dev/zero"]);
+    assert!(output.status.code() == Some(64) && text(&output.stderr).contains("/dev/zero: is larger"), "{output:?}");
 }
 
 #[test]
@@ -362,6 +384,66 @@ fn wrong_uses_end_with_2_and_bad_modules_with_64() {
     }
     let output = policy(&["inspect", &wat("wrong_world.wat").display().to_string()]);
     assert!(text(&output.stderr).contains("neither on_request nor"), "{output:?}");
+}
+
+#[test]
+fn a_hostile_module_is_refused_in_one_short_line() {
+    let folder = folder();
+    let request = put(folder.path(), "a.http", REQUEST);
+    let nested = "(".repeat(10_000_000);
+    for (contents, said) in [
+        (&[0x80; 3000][..], "neither WebAssembly (\\0asm) nor text (UTF-8)"),
+        (&[0; 10_000_000], "neither WebAssembly (\\0asm) nor text (UTF-8)"),
+        (b"", "the file is empty"),
+        (b"\0asm", "componentize: unexpected end-of-file"),
+        (b"\0asm\x01\0\0\0garbage", "componentize: unexpected end-of-file"),
+        (nested.as_bytes(), "text: expected valid module field --> <anon>:1:2"),
+    ] {
+        let module = put(folder.path(), "bad.wasm", contents);
+        for arguments in [&["inspect", &module][..], &["test", &module, "--request", &request]] {
+            let output = policy(arguments);
+            let stderr = text(&output.stderr);
+            assert!(output.status.code() == Some(64) && stderr.contains(said), "{said}: {stderr:.500}");
+            assert!(stderr.lines().count() == 1 && stderr.len() < 500, "{said}: {stderr:.500}");
+        }
+    }
+    for module in [folder.path(), Path::new("/dev/zero")] {
+        let output = policy(&["test", &module.display().to_string(), "--request", &request]);
+        assert!(output.status.code() == Some(64) && text(&output.stderr).contains("is no regular file"), "{output:?}");
+    }
+}
+
+#[test]
+fn what_is_expected_has_to_be_json_and_cases_a_folder() {
+    let folder = folder();
+    let module = wat("answers.wat").display().to_string();
+    let request = put(folder.path(), "a.http", REQUEST);
+    for (contents, said) in [
+        (&b"{"[..], "e.json:1:1: EOF while parsing an object\n"),
+        (b"", "e.json:1:0: EOF while parsing a value\n"),
+        (b"\xff\0", "e.json:1:1: expected value\n"),
+        (&[b'['; 100_000], "e.json:1:128: recursion limit exceeded\n"),
+    ] {
+        let file = put(folder.path(), "e.json", contents);
+        let output = policy(&["test", &module, "--request", &request, "--expect", &file]);
+        let stderr = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.ends_with(said), "{said}: {stderr:.500}");
+    }
+    for (arguments, said) in [
+        (&["test", &module, &request][..], "a.http: is no folder of cases; --request FILE asks about one request"),
+        (&["test", &module, "--request", &request, "--expect", "/none.json"], "/none.json: No such file"),
+        (&["test", &module, "/none"], "/none: No such file"),
+    ] {
+        let output = policy(arguments);
+        assert!(output.status.code() == Some(2) && text(&output.stderr).contains(said), "{said}: {output:?}");
+    }
+    // What is JSON and no decision differs from every decision.
+    let file = put(folder.path(), "e.json", "7");
+    let output = policy(&["test", &module, "--request", &request, "--expect", &file]);
+    assert!(
+        output.status.code() == Some(1) && text(&output.stdout).contains("DIFFERS decision: expected 7"),
+        "{output:?}"
+    );
 }
 
 fn wat_to_binary(text: &str) -> Vec<u8> {
@@ -494,6 +576,49 @@ fn a_policy_that_there_is_not_cannot_be_watched() {
     let output = run(baton().args(["run", "-c", &file, "--watch-log", "frist"]));
     let said = text(&output.stderr);
     assert!(output.status.code() == Some(2) && said.contains("frist") && said.contains("first"), "{said}");
+}
+
+/// Logs and annotates what the client has sent in `x-a`.
+const REPEATS: &str = r#"(module
+    (import "baton:policy/request@0.1.0" "header" (func $header (param i32 i32 i32)))
+    (import "baton:policy/log@0.1.0" "write" (func $log (param i32 i32 i32 i32 i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 16) "x-a") (data (i32.const 24) "said")
+    (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096))
+    (func (export "on_request") (result i32)
+        (memory.fill (i32.const 1024) (i32.const 0) (i32.const 88))
+        (call $header (i32.const 16) (i32.const 3) (i32.const 272))
+        (call $log (i32.const 3) (i32.load (i32.const 276)) (i32.load (i32.const 280)) (i32.const 0) (i32.const 0))
+        (i64.store (i32.const 512) (i64.const 0x400000018))
+        (i64.store (i32.const 520) (i64.load (i32.const 276)))
+        (i64.store (i32.const 1104) (i64.const 0x100000200))
+        (i32.const 1024)))"#;
+
+/// A terminal obeys control characters, in one byte or two; what a client chooses reaches it only escaped.
+#[test]
+fn what_a_client_sends_cannot_steer_the_terminal_of_who_watches() {
+    let folder = folder();
+    put(folder.path(), "first.wat", REPEATS);
+    std::fs::copy(wat("logs.wat"), folder.path().join("second.wat")).expect("copied");
+    let mut gateway =
+        Gateway::start_in(folder, WATCHED, |command| command.args(["--watch-log", "first"]).stdout(Stdio::piped()));
+    let shown = Lines::read(gateway.child.stdout.take().expect("piped"));
+    let mut asked = 0;
+    for target in ["/plain", "/%1b[2J%0a---", "/\x1b[2J", "/\u{9b}2J", "/\u{202e}"] {
+        for value in ["plain", "\u{9b}2J", "\u{85}--- policy", "\u{202e}drawkcab", "\u{2028}", "a\tb", "\x1b[2J"] {
+            let mut client = gateway.client();
+            client.send(format!("GET {target} HTTP/1.1\r\nHost: x\r\nX-A: {value}\r\nConnection: close\r\n\r\n"));
+            // What no policy is asked about is 400, and not shown at all.
+            asked += usize::from(!client.rest().starts_with("HTTP/1.1 400"));
+        }
+    }
+    assert!(asked > 5, "{asked}");
+    let shown = eventually("two lines for each", || Some(shown.all()).filter(|all| all.len() == 2 * asked));
+    let steers = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    for line in &shown {
+        assert!(!line.contains(steers) && !line.starts_with("---"), "{line:?}");
+    }
+    assert!(shown.iter().any(|line| line.contains("drawkcab")), "{shown:#?}");
 }
 
 /// A new project in that language.

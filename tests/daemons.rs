@@ -4,7 +4,6 @@ mod support;
 
 use std::fs::Permissions;
 use std::io::{IoSlice, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,13 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, shutdown, socket,
 };
-use nix::unistd::Pid;
 use serde_json::Value;
-use support::{Client, Gateway, Lines, eventually, example};
+use support::{Client, Gateway, Lines, eventually, example, peers};
 use tempfile::TempDir;
 
 /// An example.
@@ -327,9 +324,7 @@ fn refuses_what_it_does_not_understand(language: Language) {
 /// A daemon for Apache's mod_proxy_fdpass needs no change: what its client sees is the same behind both.
 #[test]
 fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
-    if Command::new("apache2").arg("-v").stdout(Stdio::null()).status().is_err() {
-        eprintln!("NOT SHOWN: apache2 is not installed");
-        assert!(std::env::var_os("CI").is_none(), "tests/run installs apache2");
+    if !peers::is_installed("apache2") {
         return;
     }
     let gateway = gateway("fdpass");
@@ -339,14 +334,15 @@ fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
     let allow = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     allow(gateway.folder.path(), 0o755);
     allow(&socket, 0o666);
-    let apache = Apache::start(gateway.folder.path());
+    let everything = "DocumentRoot DIR\n<Location \"/\">\nSetHandler \"proxy:fd://\"\n</Location>";
+    let apache = peers::apache(gateway.folder.path(), &["proxy", "proxy_fdpass"], everything);
     // A POST and an old client as well: neither's body nor version is anybody's matter but the daemon's.
     for (method, version, fields, body) in
         [("GET", "1.1", "", ""), ("POST", "1.1", "Content-Length: 5\r\n", "hello"), ("GET", "1.0", "", "")]
     {
         let raw = format!("{method} /d.sock HTTP/{version}\r\nHost: x\r\n{fields}\r\n{body}");
-        let [theirs, ours] = [apache.port, gateway.address().port()].map(|port| {
-            let mut client = Client::connect(([127, 0, 0, 1], port).into());
+        let [theirs, ours] = [apache.address, gateway.address()].map(|address| {
+            let mut client = Client::connect(address);
             client.send(&raw);
             let answer = whole(&mut client);
             check_answer(&answer.replace(&server(&answer), ""), "fdpass", "");
@@ -360,51 +356,6 @@ fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
 /// The line in which Apache names itself, which we do not.
 fn server(answer: &str) -> String {
     answer.split_inclusive('\n').find(|line| line.starts_with("Server: ")).unwrap_or("\0").to_owned()
-}
-
-/// Apache with mod_proxy_fdpass for whatever is asked for; it ends with its handle.
-struct Apache {
-    child: Child,
-    port: u16,
-}
-
-impl Apache {
-    fn start(documents: &Path) -> Self {
-        let documents = documents.display();
-        let user = if nix::unistd::geteuid().is_root() { "User www-data\nGroup www-data\n" } else { "" };
-        let modules: String = ["mpm_event", "authz_core", "proxy", "proxy_fdpass"]
-            .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
-            .concat();
-        // Apache takes no port of the kernel's choice: one that was free a moment ago, and another where it is not.
-        for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let configuration = format!(
-                "{modules}ServerRoot {documents}\nDefaultRuntimeDir {documents}\nPidFile {documents}/apache.pid\n\
-                 ErrorLog {documents}/apache.log\nServerName x\n{user}Listen 127.0.0.1:{port}\nDocumentRoot {documents}\n\
-                 <Location \"/\">\nSetHandler \"proxy:fd://\"\n</Location>\n"
-            );
-            let file = format!("{documents}/apache.conf");
-            std::fs::write(&file, configuration).unwrap();
-            let mut child = Command::new("apache2").args(["-D", "FOREGROUND", "-f", &file]).spawn().unwrap();
-            let serves = eventually("it listens or ends", || {
-                let has_ended = child.try_wait().unwrap().is_some();
-                let is_there = !has_ended && TcpStream::connect(("127.0.0.1", port)).is_ok();
-                (has_ended || is_there).then_some(is_there)
-            });
-            if serves {
-                return Self { child, port };
-            }
-        }
-        panic!("apache2 does not start: {}", std::fs::read_to_string(format!("{documents}/apache.log")).unwrap());
-    }
-}
-
-impl Drop for Apache {
-    fn drop(&mut self) {
-        // It ends its own processes when it is asked to, and leaves them behind when it is killed.
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        drop(self.child.wait());
-    }
 }
 
 macro_rules! the_same_of {

@@ -658,6 +658,37 @@ fn only_the_asking_instance_waits() {
 }
 
 #[test]
+fn a_policy_whose_server_hangs_leaves_the_others_their_share() {
+    let upstream = Upstream::start();
+    let toml = upstream.toml("app", "head_timeout = \"60s\"\nkeep_alive = 0")
+        + &["p", "q"].map(|name| policy(name, "upstreams = [\"app\"]\ndeadline = \"5s\"")).concat();
+    let gateway = start(&toml);
+    // Alone it may have half of 384, beside one that has them half of what is left.
+    let mut waiting = Vec::new();
+    for (name, places) in [("p", 192), ("q", 96)] {
+        let hang = format!("GET /{name} HTTP/1.1\r\nHost: x\r\nx-do: fetch app GET /hang 60000\r\n\r\n");
+        let before = waiting.len();
+        waiting.extend((0..places).map(|_| {
+            let mut client = gateway.client();
+            client.send(&hang);
+            client
+        }));
+        eventually("all wait", || (upstream.open() == before + places).then_some(()));
+        assert_eq!(tell(&gateway, name, "fetch app GET /bytes/1 20000"), ["budget"], "one more of {name}");
+        if name == "p" {
+            assert_eq!(tell(&gateway, "q", "fetch app GET /bytes/1 20000"), ["200 [] y"]);
+            eventually("its connection is closed", || (upstream.open() == places).then_some(()));
+        }
+    }
+    upstream.kill();
+    for client in &mut waiting {
+        let answer = client.answer();
+        assert_eq!(answer.status, 200);
+        assert!(answer.body.starts_with("unreachable: "), "{}", answer.body);
+    }
+}
+
+#[test]
 fn a_server_that_is_killed_in_the_middle_of_a_thousand_callouts_leaves_nothing_behind() {
     let upstream = Upstream::start();
     let gateway = start(&calling(&upstream, ""));

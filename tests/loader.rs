@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Answer, Gateway, folder};
+use support::{Answer, Gateway, baton, folder};
 use tempfile::TempDir;
 
 /// A gateway that asks one policy about everything; `rest` are further keys of it.
@@ -509,4 +509,63 @@ fn compiled_code_is_kept_in_a_private_folder_or_not_at_all() {
     let gateway = begin();
     assert_eq!(ask(&gateway, "/").status, 231);
     gateway.stderr.wait(0, &["compiled policies are not kept"]);
+}
+
+#[test]
+fn compiled_code_belongs_to_whom_the_gateway_becomes() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root");
+        eprintln!("left out: needs root");
+        return;
+    }
+    let nobody = nix::unistd::User::from_name("nobody").expect("a list of users").expect("one of them").uid.as_raw();
+    let base = folder();
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+    set(base.path(), 0o755);
+    let (caches, module) = (base.path().join("caches"), base.path().join("p.wat"));
+    let write = |status: usize| {
+        let guest = fs::read_to_string(guests().join("answers.wat")).expect("a guest");
+        fs::write(&module, guest.replace("(i32.const 231)", &format!("(i32.const {status})"))).expect("written");
+    };
+    let toml = format!(
+        "[gateway]\nuser = \"nobody\"\n[policy.guest]\nmodule = \"{}\"\ndeadline = \"2s\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"guest\"]\nLISTEN",
+        module.display()
+    );
+    let begin = || Gateway::start_in(folder(), &toml, |command| command.env("CACHE_DIRECTORY", &caches));
+    let kept = caches.join(nobody.to_string()).join("compiled");
+    write(231);
+    let gateway = begin();
+    assert_eq!(ask(&gateway, "/").status, 231);
+    assert_eq!(compiled(&kept).len(), 1, "{:#?}", gateway.stderr.all());
+    // What is loaded later is kept beside it, and found by the next start.
+    write(232);
+    gateway.stderr.wait(0, &["policy reloaded"]);
+    let both = compiled(&kept);
+    assert_eq!((ask(&gateway, "/").status, both.len()), (232, 2));
+    assert_eq!(compiled(&caches), both, "and nothing elsewhere");
+    let written = |path: &PathBuf| {
+        let found = fs::metadata(path).expect("kept");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&found), nobody, "{}", path.display());
+        found.modified().expect("a time")
+    };
+    let times: Vec<_> = both.iter().map(written).collect();
+    drop(gateway);
+    let gateway = begin();
+    assert_eq!(ask(&gateway, "/").status, 232);
+    assert_eq!((compiled(&kept), both.iter().map(written).collect()), (both.clone(), times), "compiled once");
+    assert!(!gateway.stderr.all().iter().any(|line| line.contains("kept")), "{:#?}", gateway.stderr.all());
+    drop(gateway);
+    // One that cannot be written is said.
+    set(&kept, 0o500);
+    let gateway = begin();
+    gateway.stderr.wait(0, &["compiled policies are not kept: ", "compiled: Permission denied"]);
+    drop(gateway);
+    // A module that it could not read at a reload is none that it starts with.
+    set(&module, 0o600);
+    let file = base.path().join("baton.toml");
+    fs::write(&file, toml.replace("LISTEN", "[[listener]]\naddress = \"127.0.0.1:0\"\n")).expect("written");
+    let output = baton().args(["run", "-c"]).arg(&file).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(64) && said.contains("p.wat") && said.contains("Permission denied"), "{said}");
 }

@@ -466,3 +466,34 @@ fn twenty_reloads_under_load_fail_no_request_and_leave_nothing() {
     let after = gateway.resident_bytes();
     assert!(after < memory + (24 << 20), "{memory} to {after} bytes in {RELOADS} generations");
 }
+
+/// Threads of the gateway by the beginning of their name: scheduling policy and niceness of each (proc_pid_stat(5)).
+fn scheduled(gateway: &Gateway, name: &str) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("it runs");
+    // One that ends meanwhile is not asked for.
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let found = stats.filter_map(|stat| {
+        let (own, rest) = stat.split_once(" (")?.1.rsplit_once(") ")?;
+        let fields: Vec<_> = rest.split(' ').collect();
+        own.starts_with(name).then(|| (fields[38].to_owned(), fields[16].to_owned()))
+    });
+    found.collect()
+}
+
+#[test]
+fn once_clients_are_served_what_compiles_gives_way_to_them() {
+    // SCHED_OTHER and SCHED_IDLE, each with its niceness.
+    let fair = ("0".to_owned(), "5".to_owned());
+    let idle = ("5".to_owned(), "5".to_owned());
+    let gateway = start(&answering(231));
+    let from = gateway.stderr.count();
+    rename_over(&gateway.path("p.wat"), &answering(232));
+    gateway.stderr.wait(from, &["policy reloaded"]);
+    becomes(&gateway, "/", 232);
+    let compilers = scheduled(&gateway, "compile-");
+    let count = |wanted| compilers.iter().filter(|compiler: &&(String, String)| **compiler == wanted).count();
+    let (idle, fair) = (count(idle), count(fair));
+    assert!(idle > 0 && idle == fair && idle + fair == compilers.len(), "{compilers:?}");
+    let workers = scheduled(&gateway, "worker-");
+    assert!(!workers.is_empty() && workers.iter().all(|worker| worker.0 == "0" && worker.1 == "0"), "{workers:?}");
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::config::{self, Config};
-use crate::gateway::{Gateway, Policies, load};
+use crate::gateway::{Gateway, Held, Policies, load};
 use crate::policy::Engine;
 use crate::reload::Begun;
 use crate::signal::{Signal, Signals};
@@ -56,6 +56,9 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
             Err(faults) => return Ok(super::faults(&faults)),
         };
     crate::background::compilers();
+    // Modules are read, proved and kept as who reads them again at every reload. Compiled code that another user can change
+    // is not run as root, and what root keeps no other user can read. Only addresses need root.
+    let held = config.user.is_some().then(|| Held::take(&config)).transpose()?;
     let engine = Engine::new(config.workers)?;
     let loaded = match load(config, &engine, &Policies::new()) {
         Ok(loaded) => loaded,
@@ -65,7 +68,7 @@ pub fn serve(file: &Path, ready: impl FnOnce(&Gateway)) -> anyhow::Result<ExitCo
     // What is being compiled when it ends runs on threads that nobody waits for.
     control.block_on(async {
         let mut signals = Signals::new()?;
-        let mut gateway = Gateway::start(loaded)?;
+        let mut gateway = Gateway::start(loaded, held)?;
         for listener in gateway.listening() {
             super::say(&format!("listening on {listener}"));
         }

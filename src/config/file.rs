@@ -161,7 +161,7 @@ pub struct UpstreamFile {
     pub head_timeout: Option<Time>,
     /// Without a byte of the answer's body. Default 60s.
     pub body_timeout: Option<Time>,
-    /// Idle connections kept, per worker. Default 32.
+    /// Idle connections kept to each server, per worker. Default 32; with `fcgi` 0, and then in all workers together.
     pub keep_alive: Option<usize>,
     /// How long an idle connection is kept. Default 30s.
     pub keep_alive_timeout: Option<Time>,
@@ -182,19 +182,19 @@ pub struct UpstreamFile {
     pub handoff_response_headers: Option<Vec<String>>,
     /// The address from which its servers are connected to over TCP. Default: the system's choice.
     pub source: Option<String>,
-    /// Not served by this version.
+    /// With `https`: certificates of whom to trust (PEM). Default: the system's.
     pub ca: Option<String>,
-    /// Not served by this version.
+    /// With `https`: the name that the server's certificate is for. Default: the address's host.
     pub server_name: Option<String>,
-    /// Not served by this version.
+    /// With `fcgi`: the folder of the scripts, as the program sees it.
     pub root: Option<String>,
-    /// Not served by this version.
+    /// With `fcgi`: the script of a path that ends in `/`. Default index.php.
     pub index: Option<String>,
-    /// Not served by this version.
+    /// With `fcgi`: `responder`, `authorizer` or `filter`. Default responder.
     pub role: Option<String>,
-    /// Not served by this version.
+    /// With `fcgi`: how the segment of a path ends that is a script; the rest is PATH_INFO. Default .php.
     pub split: Option<String>,
-    /// Not served by this version.
+    /// With `fcgi`: the front controller, the script of every path, as `/index.php`. Default: none.
     pub script: Option<String>,
 }
 
@@ -295,9 +295,9 @@ pub struct RouteFile {
     pub internal: Option<bool>,
     /// Policies, asked in this order until one decides.
     pub policies: Vec<String>,
-    /// Not served by this version.
+    /// A FastCGI authorizer (an upstream's name) that is asked before the policies, and without whose word nobody gets on.
     pub authorizer: Option<String>,
-    /// Not served by this version.
+    /// A FastCGI filter (an upstream's name) over what the default yields: a file, or a proxied answer of 200.
     pub filter: Option<String>,
     /// Whether a WebSocket may begin here; if not, an Upgrade is an ordinary request. Default true.
     pub upgrade: Option<bool>,
@@ -318,7 +318,7 @@ pub struct DefaultFile {
     pub proxy: Option<String>,
     /// An answer made here.
     pub respond: Option<RespondFile>,
-    /// Not served by this version.
+    /// A folder whose files are served, below the route's path; or one file.
     pub file: Option<String>,
 }
 

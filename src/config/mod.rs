@@ -7,6 +7,7 @@
 mod fault;
 mod file;
 mod resolve;
+mod routes;
 mod servers;
 mod services;
 
@@ -18,11 +19,10 @@ use std::time::Duration;
 pub use fault::{Fault, Faults};
 pub use file::ConfigFile;
 
-use crate::decision::Action;
 use crate::handoff::Daemon;
 use crate::http::forwarded::TrustedProxies;
 use crate::respond::ErrorPages;
-use crate::route::{HostPattern, PathPattern};
+use crate::route::{HostPattern, PathPattern, Standard};
 use crate::{access_log, connection, listener, policy, target, upstream};
 
 /// A configuration without faults of its own. Policies are not loaded yet.
@@ -110,8 +110,12 @@ pub struct Route {
     pub upgrade: bool,
     /// Whether only other routes' answers lead here.
     pub internal: bool,
+    /// A FastCGI authorizer that is asked before them: an upstream's name.
+    pub authorizer: Option<String>,
+    /// A FastCGI filter over what the default yields: an upstream's name.
+    pub filter: Option<String>,
     /// What happens when all of them pass.
-    pub default: Option<Action>,
+    pub default: Option<Standard>,
 }
 
 /// Reads the text of a configuration file.

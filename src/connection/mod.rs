@@ -5,9 +5,13 @@
 
 mod account;
 mod decide;
+mod file;
 mod gate;
 mod hand_over;
+mod internal;
+mod programs;
 mod proxy;
+mod refused;
 mod response;
 mod tunnel;
 
@@ -17,9 +21,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use self::account::Account;
-use self::decide::{Decided, Denied};
+use self::decide::{Decided, Undecided};
 pub use self::gate::Gates;
-pub use self::hand_over::ASKED_COUNT_MAX;
+use self::programs::Authorized;
+pub use self::refused::ASKED_COUNT_MAX;
 use crate::access_log::{Line, Sinks};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
@@ -33,7 +38,7 @@ use crate::http::head;
 use crate::http::response::Answer;
 use crate::request::{Id, Origin, Request};
 use crate::respond::{self, ErrorPages, Form};
-use crate::route::{Found, Table};
+use crate::route::{Found, Route, Standard, Table};
 use crate::target;
 use crate::upstream;
 
@@ -153,9 +158,10 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         };
         // Again: the client may have been idle while a reload took place.
         let settings = worker.settings.load_full();
-        let request = Request::new(id, head, Arc::clone(&origin), None);
+        let mut request = Request::new(id, head, Arc::clone(&origin), None);
+        request.believe(&settings.trusted_proxies);
         let line = Account::new(line);
-        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line, allows_upgrade: true };
+        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line, route: None };
         match turn_of.request(request, exchange).await {
             Some(ours) => client = ours,
             None => break,
@@ -173,8 +179,8 @@ struct Serving<'a> {
     settings: &'a Settings,
     guard: &'a mut Guard,
     line: Account,
-    /// Whether an Upgrade is more than an ordinary request on this route.
-    allows_upgrade: bool,
+    /// The one that the request takes.
+    route: Option<&'a Route>,
 }
 
 impl Serving<'_> {
@@ -184,14 +190,25 @@ impl Serving<'_> {
         let found = settings.routes.find(request.head.host(), request.head.path(), request.head.method());
         if let Found::Route(route) = &found {
             request.route = Some(Arc::clone(&route.name));
-            self.allows_upgrade = route.upgrade;
+            self.route = Some(route);
         }
         self.line.request(&request);
         let mut request = Arc::new(request);
+        if let Found::Route(Route { authorizer: Some(authorizer), .. }) = &found {
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            match Box::pin(self.authorize(exchange, &mut request, authorizer)).await {
+                Authorized::Through(ours) => exchange = *ours,
+                Authorized::Over(client) => return client,
+            }
+        }
         let (decided, by) = match found {
             Found::Route(route) => match self.decide(route, &mut request, &mut exchange).await {
                 Ok(decided) => decided,
-                Err(Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Gone) => {
+                    self.line.set(|r| r.outcome = Outcome::ClientGone);
+                    return None;
+                }
             },
             Found::OtherMethods(allow) => {
                 let mut page = respond::page(405, form(&request), &settings.pages);
@@ -200,7 +217,14 @@ impl Serving<'_> {
             }
             Found::Nothing => (Decided::Policy(Action::Pass(Edits::default())), None),
         };
-        match decided.action() {
+        let action = match &decided {
+            Decided::Policy(action) | Decided::Route(Standard::Action(action)) => action,
+            Decided::Route(Standard::File(folder)) => {
+                let route = self.route.expect("a route's default was found by its route");
+                return Box::pin(self.file(exchange, &request, route, folder)).await;
+            }
+        };
+        match action {
             Action::Abort => {
                 self.line.set(|r| r.outcome = Outcome::Aborted);
                 None

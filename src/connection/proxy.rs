@@ -5,19 +5,24 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use hyper::header::CONTENT_LENGTH;
 
 use super::Serving;
+use super::internal::Internal;
 use super::response::Judged;
 use crate::client::Client;
 use crate::decision::{Outcome, Proxy};
 use crate::exchange::{Asking, CutShort, Exchange, Head, Interrupted};
+use crate::http::body::Framing;
 use crate::http::forward::Expect;
 use crate::policy::Generation;
 use crate::request::Request;
 use crate::respond;
-use crate::upstream::{Answer, Body, Fault, Interims, Question, Reply, Source, Upstream};
+use crate::route::Route;
+use crate::upstream::{Answer, Fault, Interims, Question, Reply, Source, Upstream};
 
 /// Servers that are asked about one request, one after the other, because an answer, or a policy about it, named the next.
 const ROUNDS_MAX: usize = 5;
@@ -27,8 +32,18 @@ pub(super) struct Round<'a> {
     pub(super) proxy: Cow<'a, Proxy>,
     /// Who decided so; `None`: the route, or an application.
     pub(super) by: Option<Arc<Generation>>,
+    /// The route's path, which an upstream's path inside replaces.
+    pub(super) mount: String,
     /// The body has gone to somebody before: nothing is left of it, and the method is one that has none.
     pub(super) is_repeated: bool,
+}
+
+/// Who made an answer that is relayed.
+struct From<'a> {
+    /// `None`: we did.
+    upstream: Option<&'a Upstream>,
+    silence: Duration,
+    outcome: Outcome,
 }
 
 impl Serving<'_> {
@@ -41,7 +56,8 @@ impl Serving<'_> {
         by: Option<Arc<Generation>>,
     ) -> Option<Client> {
         let mut exchange = exchange;
-        let mut round = Round { proxy: Cow::Borrowed(proxy), by, is_repeated: false };
+        let mount = self.route.map_or("/", Route::mount).to_owned();
+        let mut round = Round { proxy: Cow::Borrowed(proxy), by, mount, is_repeated: false };
         for _ in 0..ROUNDS_MAX {
             let name = &round.proxy.upstream;
             let may_ask = round.by.as_ref().is_none_or(|by| by.may_proxy_to(name));
@@ -69,13 +85,26 @@ impl Serving<'_> {
                     self.line.set(|r| r.outcome = Outcome::Aborted);
                     return None;
                 }
-                Judged::Deliver(answer) => return self.deliver(exchange, request, &upstream, answer).await,
+                Judged::Deliver(answer) => match self.route.and_then(|route| route.filter.as_deref()) {
+                    Some(filter) if answer.status == 200 => {
+                        return self.filter_answer(exchange, request, filter, &upstream, answer).await;
+                    }
+                    _ => return self.deliver(exchange, request, &upstream, answer).await,
+                },
                 Judged::Fail(outcome, status) => return self.fail(exchange, request, outcome, status).await,
                 Judged::Handoff(handoff, by) => {
                     return Box::pin(self.hand_over(exchange, request, &handoff, by.as_ref())).await;
                 }
+                Judged::Internal(target, kept) => match self.internal(exchange, request, &target, &kept).await {
+                    Internal::Over(client) => return client,
+                    Internal::Proxy(ours, proxy, mount) => {
+                        exchange = *ours;
+                        round = Round { proxy: Cow::Owned(proxy), by: None, mount, is_repeated: true };
+                    }
+                },
                 Judged::Proxy(proxy, by) => {
-                    round = Round { proxy: Cow::Owned(proxy), by, is_repeated: true };
+                    let Round { mount, .. } = round;
+                    round = Round { proxy: Cow::Owned(proxy), by, mount, is_repeated: true };
                 }
                 Judged::Respond(respond) => {
                     return self.answer(exchange, Outcome::Responded, &respond::answer(&respond)).await;
@@ -97,34 +126,41 @@ impl Serving<'_> {
         round: &Round<'_>,
     ) -> Result<Reply, Interrupted> {
         let options = upstream.options();
-        let limits = &self.settings.limits;
-        let body = if round.is_repeated { Source::empty() } else { exchange.open_body(limits)? };
+        let body = match round.is_repeated {
+            true => Source::empty(),
+            false => self.body_for(exchange, upstream).await?,
+        };
         let client = request.client(&self.settings.trusted_proxies);
-        let wants_websocket = !round.is_repeated && self.allows_upgrade && request.wants_websocket();
+        let may_switch = self.route.is_none_or(|route| route.upgrade);
         let question = Question {
-            request,
-            mount: request.mount(),
+            mount: &round.mount,
             path_and_query: round.proxy.path_and_query.as_deref(),
             method: (round.is_repeated && request.head.method() != "HEAD").then_some("GET"),
             edits: &round.proxy.request,
-            client: &client,
-            expect: if body.length() == Some(0) { Expect::Drop } else { Expect::Keep },
-            wants_websocket,
-            attempts: AtomicU32::new(0),
+            expect: if body.length() == Some(0) || upstream.is_fastcgi() { Expect::Drop } else { Expect::Keep },
+            has_body: !round.is_repeated && request.head.framing() != Framing::None,
+            wants_websocket: !round.is_repeated && may_switch && request.wants_websocket(),
+            ..Question::new(request, &client)
         };
         let interims = Interims::new(options.interim_max);
         let how = Asking {
             head_timeout: round.proxy.timeout.unwrap_or(options.head_timeout),
             interims: interims.clone(),
-            is_continue_forwarded: true,
+            is_continue_forwarded: !upstream.is_fastcgi(),
         };
-        let result = exchange.asking(upstream.ask(&question, body, &interims), &how, limits).await;
+        let result = exchange.asking(upstream.ask(&question, body, &interims), &how, &self.settings.limits).await;
         self.line.set(|r| r.attempts += question.attempts.load(Ordering::Relaxed));
         result
     }
 
+    /// The request's body, for an upstream.
+    pub(super) async fn body_for(&self, exchange: &mut Exchange, upstream: &Upstream) -> Result<Source, Interrupted> {
+        let limits = &self.settings.limits;
+        if upstream.is_fastcgi() { exchange.spool_body(limits).await } else { Ok(exchange.open_body(limits)?) }
+    }
+
     /// Answers a request that no upstream has answered.
-    async fn interrupted(
+    pub(super) async fn interrupted(
         &mut self,
         exchange: Exchange,
         request: &Request,
@@ -134,6 +170,7 @@ impl Serving<'_> {
         let error = why.to_string();
         let (outcome, status) = match &why {
             Interrupted::ClientGone => (Outcome::ClientGone, None),
+            Interrupted::Fault(Fault::BadRequest(_)) => (Outcome::ClientError, Some(400)),
             Interrupted::Fault(fault) => {
                 self.say_fault(request, upstream, fault);
                 (Outcome::UpstreamError, fault.status())
@@ -170,28 +207,58 @@ impl Serving<'_> {
                 return self.interrupted(exchange, request, upstream, why).await;
             }
         };
-        let length = fields.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
-        let head = Head { status, fields, length, with_trailers: request.takes_trailers() };
-        self.relay(exchange, request, upstream, &head, body).await
+        let answer = Answer { status, fields, body };
+        let from =
+            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Proxied };
+        self.relay(exchange, request, &from, answer).await
+    }
+
+    /// Relays an answer of our own, whose body is not there yet.
+    pub(super) async fn deliver_own(
+        &mut self,
+        exchange: Exchange,
+        request: &Request,
+        answer: Answer,
+    ) -> Option<Client> {
+        let silence = self.settings.limits.body_timeout;
+        let from = From { upstream: None, silence, outcome: Outcome::Responded };
+        self.relay(exchange, request, &from, answer).await
+    }
+
+    /// Relays the answer of an authorizer that does not let the request through.
+    pub(super) async fn deliver_refusal(
+        &mut self,
+        exchange: Exchange,
+        request: &Request,
+        upstream: &Upstream,
+        answer: Answer,
+    ) -> Option<Client> {
+        let from =
+            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Responded };
+        self.relay(exchange, request, &from, answer).await
     }
 
     async fn relay(
         &mut self,
         exchange: Exchange,
         request: &Request,
-        upstream: &Upstream,
-        head: &Head,
-        body: Box<dyn Body>,
+        from: &From<'_>,
+        answer: Answer,
     ) -> Option<Client> {
-        let (limits, silence) = (&self.settings.limits, upstream.options().body_timeout);
-        let relayed = match exchange.relay(head, body, silence, limits, self.guard).await {
+        let Answer { status, fields, body } = answer;
+        let length = fields.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let head = Head { status, fields, length, with_trailers: request.takes_trailers() };
+        let relayed = match exchange.relay(&head, body, from.silence, &self.settings.limits, self.guard).await {
             Ok(relayed) => relayed,
             Err((exchange, fault)) => {
-                return self.interrupted(*exchange, request, upstream, Interrupted::Fault(fault)).await;
+                return match from.upstream {
+                    Some(upstream) => self.interrupted(*exchange, request, upstream, fault.into()).await,
+                    None => self.fail(*exchange, request, Outcome::Responded, 503).await,
+                };
             }
         };
         self.line.set(|r| {
-            (r.outcome, r.status) = (Outcome::Proxied, Some(head.status));
+            (r.outcome, r.status) = (from.outcome, Some(status));
             r.bytes_in += relayed.body_bytes;
             r.bytes_out += relayed.bytes_out;
         });
@@ -201,9 +268,18 @@ impl Serving<'_> {
                 self.line.set(|r| (r.outcome, r.error) = (Outcome::ClientGone, Some(error.to_string())));
             }
             Some(CutShort::Upstream(fault)) => {
-                self.say_fault(request, upstream, fault);
                 let error = format!("cut: {fault}");
-                self.line.set(|r| (r.outcome, r.error) = (Outcome::UpstreamError, Some(error)));
+                let outcome = match from.upstream {
+                    Some(upstream) => {
+                        self.say_fault(request, upstream, fault);
+                        Outcome::UpstreamError
+                    }
+                    None => {
+                        tracing::warn!(request = %request.id, error, "file not served to its end");
+                        Outcome::Aborted
+                    }
+                };
+                self.line.set(|r| (r.outcome, r.error) = (outcome, Some(error)));
             }
         }
         self.go_on(relayed.then, relayed.body_bytes).await

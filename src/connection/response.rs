@@ -25,6 +25,8 @@ use crate::upstream::{Answer, Upstream};
 const SOCKET: &str = "x-socket-handoff";
 /// What it is given along.
 const DATA: &str = "x-handoff-data";
+/// The path of a route that answers instead.
+const REDIRECT: &str = "x-accel-redirect";
 
 /// What becomes of an answer.
 pub(super) enum Judged {
@@ -32,6 +34,8 @@ pub(super) enum Judged {
     Deliver(Answer),
     Fail(Outcome, u16),
     Handoff(Box<Handoff>, Option<Arc<Generation>>),
+    /// Another route answers, of this path and query; these fields of the application's answer stay.
+    Internal(String, HeaderMap),
     Proxy(Proxy, Option<Arc<Generation>>),
     Respond(Respond),
 }
@@ -65,7 +69,18 @@ impl Serving<'_> {
             Some((Action::Pass(_), _)) | None => match self.handoff_of(request, upstream, &answer.fields) {
                 Some(Ok(handoff)) => (handoff, None),
                 Some(Err(judged)) => return judged,
-                None => return Judged::Deliver(answer),
+                None => {
+                    let Some(target) = answer.fields.get(REDIRECT) else { return Judged::Deliver(answer) };
+                    let Ok(target) = target.to_str().map(str::to_owned) else {
+                        return self.no_redirect(request, upstream, "X-Accel-Redirect is no path");
+                    };
+                    let kept = kept(&answer.fields);
+                    drop(answer);
+                    return match self.finish_body(exchange).await {
+                        Ok(()) => Judged::Internal(target, kept),
+                        Err(judged) => judged,
+                    };
+                }
             },
         };
         // What the application still has to say is for nobody.
@@ -101,7 +116,9 @@ impl Serving<'_> {
             let carry = self.line.carry_of(at).to_vec();
             let asking = generation.on_response(self.worker.index, request, &port, &head, &carry);
             // The body has gone to the upstream: there is none to be shown.
-            let result = self.showing(peeks, None, asking).await;
+            let Ok(result) = self.showing(peeks, None, asking).await else {
+                return Err(Judged::Fail(Outcome::PolicyError, 503));
+            };
             let decide_us = began.map_or(0, |began| micros(began.elapsed()));
             if is_watched() {
                 let (method, target, name) = (request.head.method(), request.head.target(), &upstream.options().name);
@@ -157,6 +174,12 @@ impl Serving<'_> {
         Some(Ok(Handoff { target: path.to_owned(), data, ..Handoff::default() }))
     }
 
+    fn no_redirect(&mut self, request: &Request, upstream: &Upstream, error: &str) -> Judged {
+        tracing::warn!(request = %request.id, upstream = %upstream.options().name, error, "not redirected");
+        self.line.set(|r| r.error = Some(error.to_owned()));
+        Judged::Fail(Outcome::UpstreamError, 502)
+    }
+
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
     async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
@@ -170,6 +193,16 @@ impl Serving<'_> {
             }
         })
     }
+}
+
+/// What of an application's answer stays where another route answers in its place, as in nginx.
+fn kept(fields: &HeaderMap) -> HeaderMap {
+    let names = ["accept-ranges", "cache-control", "content-disposition", "content-type", "expires", "set-cookie"];
+    let mut kept = HeaderMap::new();
+    for (name, value) in fields.iter().filter(|(name, _)| names.contains(&name.as_str())) {
+        kept.append(name, value.clone());
+    }
+    kept
 }
 
 /// As policies see them.
@@ -207,10 +240,7 @@ fn with_response_headers(mut data: Vec<u8>, fields: &HeaderMap, names: &[String]
             _ => drop(chosen.insert(name.clone(), values.into())),
         }
     }
-    let object = match serde_json::from_slice::<serde_json::Value>(&data) {
-        Ok(serde_json::Value::Object(object)) => object,
-        _ => return data,
-    };
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(&data) else { return data };
     if chosen.is_empty() || object.contains_key("response_headers") {
         return data;
     }

@@ -14,6 +14,7 @@ use crate::http::body::Framing;
 use crate::http::head::{Expectation, Persistence, Version};
 use crate::http::response::{CONTINUE, put_interim};
 use crate::pace::Pace;
+use crate::spool::Spool;
 use crate::upstream::{Fault, Interim, Interims, Source, feed};
 
 /// A body up to this length that is there already goes with its head in one piece.
@@ -66,8 +67,34 @@ impl Exchange {
             return Ok(Source::whole(whole));
         }
         let (feed, source) = feed(length);
-        self.state.upload = Some(Upload::new(self.state.framing, Some(feed), limits));
+        self.state.upload = Some(Box::new(Upload::new(self.state.framing, Some(feed), limits)));
         Ok(source)
+    }
+
+    /// The request's body, read to its end and kept, for whoever must know its length before its first byte.
+    ///
+    /// # Errors
+    /// As [`asking`](Self::asking).
+    ///
+    /// # Cancel safety
+    /// As [`asking`](Self::asking)'s.
+    pub async fn spool_body(&mut self, limits: &Limits) -> Result<Source, Interrupted> {
+        let mut source = self.open_body(limits)?;
+        if source.length().is_some() {
+            return Ok(source);
+        }
+        let full = |error: std::io::Error| Fault::Unreachable(format!("no room for the request's body: {error}"));
+        let keeping = async {
+            let mut spool = Spool::new().map_err(full)?;
+            // A cut is told by the upload.
+            while let Some(Ok(piece)) = poll_fn(|context| source.poll_next(context)).await {
+                spool.push(&piece).map_err(full)?;
+            }
+            Ok(Source::spooled(spool))
+        };
+        let interims = Interims::new(0);
+        let how = Asking { head_timeout: limits.body_timeout, interims, is_continue_forwarded: false };
+        self.asking(keeping, &how, limits).await
     }
 
     /// The body, taken, if it is short and all there.
@@ -131,7 +158,7 @@ impl Exchange {
                     return waiting;
                 }
                 // Only now it is known who is waited for. The upstream's time begins when it has what there is.
-                let client_deadline = state.upload.as_ref().filter(|_| is_uploading).and_then(Upload::deadline);
+                let client_deadline = state.upload.as_deref().filter(|_| is_uploading).and_then(Upload::deadline);
                 let deadline = until_continue.or(client_deadline).unwrap_or(progressed + how.head_timeout);
                 if clock.deadline() != deadline {
                     clock.as_mut().reset(deadline);
@@ -180,7 +207,7 @@ impl Exchange {
                     if until_continue.take().is_some() {
                         self.say_continue(limits).await?;
                         progressed = Instant::now();
-                    } else if self.state.upload.as_ref().and_then(Upload::deadline).is_some() {
+                    } else if self.state.upload.as_deref().and_then(Upload::deadline).is_some() {
                         self.settle_upload();
                         self.state.persistence = Persistence::Close;
                         return Err(UploadError::TimedOut.into());
@@ -190,6 +217,14 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// Waits until the client has gone, with nothing behind it that is unread.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn gone(&mut self) {
+        poll_fn(|context| self.client.poll_gone(context)).await;
     }
 
     /// An upload is over, or given up: what is left of the body is known by its framing again.
@@ -214,7 +249,7 @@ impl Exchange {
         }
         let mut upload = match self.state.upload.take() {
             Some(upload) => upload,
-            None => Upload::new(self.state.framing, None, limits),
+            None => Box::new(Upload::new(self.state.framing, None, limits)),
         };
         upload.unfeed();
         if self.state.expectation == Expectation::Continue {

@@ -251,7 +251,7 @@ impl Relay {
             match event.await {
                 Event::Woken => {
                     let now = Instant::now();
-                    if exchange.state.upload.as_ref().and_then(Upload::deadline).is_some_and(|deadline| now >= deadline) {
+                    if exchange.state.upload.as_deref().and_then(Upload::deadline).is_some_and(|deadline| now >= deadline) {
                         exchange.settle_upload();
                     } else if now >= self.deadline(silence) {
                         return Err(match self.out.bytes {
@@ -295,7 +295,7 @@ impl Relay {
     /// When to look again, if nothing happens before.
     fn wake(&mut self, exchange: &Exchange, silence: Duration) -> Instant {
         let deadline = self.deadline(silence);
-        let upload_deadline = exchange.state.upload.as_ref().and_then(Upload::deadline);
+        let upload_deadline = exchange.state.upload.as_deref().and_then(Upload::deadline);
         let look = self.pace.as_ref().map(|(pace, _)| Instant::now() + pace.stall() / LOOKS_PER_STALL);
         [upload_deadline, look].into_iter().flatten().fold(deadline, Instant::min)
     }

@@ -6,7 +6,7 @@
 //! is one folder's.
 //!
 //! System calls: `openat2`, of the folder and then of the file, at first with RESOLVE_CACHED, which does what takes no disk,
-//! and otherwise on a thread that may wait; `statx` of what was opened; `preadv2` and `pread64` ([`reading`]). O_NONBLOCK
+//! and otherwise on a thread that may wait; `statx` of what was opened; `preadv2` and `pread64` of its bytes. O_NONBLOCK
 //! keeps a named pipe from waiting for its writer; O_NOCTTY a terminal from becoming ours. Neither is served: only regular
 //! files are.
 
@@ -80,7 +80,7 @@ pub struct Refusal {
     /// 301, 403, 404, 405, 412, 416 or 503.
     pub status: u16,
     /// What belongs to the status: Location, Allow, Content-Range.
-    pub fields: HeaderMap,
+    pub field: Option<(HeaderName, HeaderValue)>,
     /// What is wrong on our side, for the log.
     pub error: Option<String>,
 }
@@ -247,13 +247,11 @@ impl Found {
 
 impl Refusal {
     fn new(status: u16) -> Self {
-        Self { status, fields: HeaderMap::new(), error: None }
+        Self { status, field: None, error: None }
     }
 
     fn with(status: u16, name: HeaderName, value: HeaderValue) -> Self {
-        let mut refusal = Self::new(status);
-        refusal.fields.insert(name, value);
-        refusal
+        Self { field: Some((name, value)), ..Self::new(status) }
     }
 }
 

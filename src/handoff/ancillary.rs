@@ -28,6 +28,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::Pid;
 #[cfg(feature = "gateway")]
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 #[cfg(feature = "gateway")]
@@ -238,6 +239,31 @@ fn set_option<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, 
     // an integer, and a program whose pointer and length are those of an array that outlives the call.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const *value).cast(), length) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// By which rule a thread has the processor (sched(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// By its niceness, in slices of some milliseconds.
+    Fair,
+    /// When nobody else wants it, and a third of a per cent beside one who does. Whoever wakes up has it at once.
+    Idle,
+}
+
+/// Sets the rule for a thread of this process. Everybody may choose `Idle`; the way back is RLIMIT_NICE's or a privilege.
+///
+/// # Errors
+/// The system's.
+pub fn set_share(thread: Pid, share: Share) -> io::Result<()> {
+    let policy = match share {
+        Share::Fair => libc::SCHED_OTHER,
+        Share::Idle => libc::SCHED_IDLE,
+    };
+    let priority: libc::c_int = 0;
+    // SAFETY: the kernel reads a sched_param, which is one int, from a pointer to an int. The C library's own function is
+    // not to be had everywhere: musl's only fails.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread.as_raw(), policy, &raw const priority) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec, those that this process was started with included: what it starts

@@ -132,9 +132,9 @@ mod send;
 
 #[cfg(feature = "gateway")]
 pub use address::{Address, AddressError};
-pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
 #[cfg(feature = "gateway")]
-pub use ancillary::{defer_accept, ignore_newcomers, watch};
+pub use ancillary::{Share, defer_accept, ignore_newcomers, set_share, watch};
+pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
 #[cfg(feature = "gateway")]
 pub use beat::Beat;
 pub use client::close_gracefully;

@@ -7,9 +7,10 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::AccessFlags;
 use wasmtime::{Cache, CacheConfig};
 
 /// Beyond this, what was not used for longest is removed, within the hour.
@@ -38,7 +39,9 @@ pub(super) fn open() -> Option<Cache> {
     if cfg!(test) {
         return None;
     }
-    let folder = folder(|name| env::var_os(name).map(PathBuf::from), nix::unistd::geteuid().is_root())?;
+    let own = nix::unistd::geteuid().as_raw();
+    let is_given = |home: &Path| fs::symlink_metadata(home).is_ok_and(|found| found.is_dir() && found.uid() == own);
+    let folder = folder(variable, own, is_given)?;
     let opened = prepare(&folder).and_then(|folder| {
         let mut config = CacheConfig::new();
         config.with_directory(&folder).with_files_total_size_soft_limit(BYTES_MAX);
@@ -54,21 +57,60 @@ pub(super) fn open() -> Option<Cache> {
     }
 }
 
-/// systemd's own folders of the unit, else those of the system or of the user.
-fn folder(variable: impl Fn(&str) -> Option<PathBuf>, is_root: bool) -> Option<PathBuf> {
-    let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+/// Makes a folder for the compiled code of that user, who could not: beside root's own. Called as root, before it is given
+/// up. Where that fails, nothing is kept, which the log explains.
+pub fn give(user: u32) {
+    let (base, is_systemds) = base(variable);
+    let home = base.join(user.to_string());
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(&base).and_then(|()| {
+        let mode = fs::symlink_metadata(&base)?.mode() & 0o7777;
+        if !is_systemds && mode & 0o011 != 0o011 {
+            // Root made it for itself: others may pass through now, not look.
+            fs::set_permissions(&base, fs::Permissions::from_mode(mode | 0o011))?;
+        }
+        match DirBuilder::new().mode(0o700).create(&home) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        // What somebody else has put there is not given away; nor is what a link leads to.
+        if fs::symlink_metadata(&home)?.uid() == 0 { lchown(&home, Some(user), None) } else { Ok(()) }
+    });
+    if let Err(error) = made {
+        tracing::warn!("no folder for compiled policies: {}: {error}", home.display());
+    }
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from)
+}
+
+/// Where root keeps it, and whether systemd said so.
+fn base(variable: impl Fn(&str) -> Option<PathBuf>) -> (PathBuf, bool) {
     let first = |name: &str| {
         let paths = variable(name)?;
-        env::split_paths(&paths).next().and_then(absolute)
+        env::split_paths(&paths).next().filter(|path| path.is_absolute())
     };
-    let base = first("CACHE_DIRECTORY").or_else(|| first("STATE_DIRECTORY")).or_else(|| {
-        if is_root {
-            return Some("/var/cache/baton".into());
-        }
-        let caches = variable("XDG_CACHE_HOME").and_then(absolute);
-        let caches = caches.or_else(|| Some(variable("HOME").and_then(absolute)?.join(".cache")));
-        Some(caches?.join("baton"))
-    })?;
+    match first("CACHE_DIRECTORY").or_else(|| first("STATE_DIRECTORY")) {
+        Some(base) => (base, true),
+        None => ("/var/cache/baton".into(), false),
+    }
+}
+
+/// systemd's own folders of the unit, else those of the system or of the user. In a folder of root's a user has one of its
+/// own, [if it was given](give).
+fn folder(variable: impl Fn(&str) -> Option<PathBuf>, own: u32, is_given: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let (base, is_systemds) = base(&variable);
+    let given = base.join(own.to_string());
+    let base = if own == 0 {
+        base
+    } else if is_given(&given) {
+        given
+    } else if is_systemds {
+        base
+    } else {
+        let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
+        absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?.join("baton")
+    };
     Some(base.join("compiled"))
 }
 
@@ -98,31 +140,35 @@ fn prepare(folder: &Path) -> Result<PathBuf, CacheError> {
             return Err(CacheError::Open(place.into(), mode));
         }
     }
+    let access = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
+    nix::unistd::eaccess(&real, access).map_err(|error| fault(&real, error.into()))?;
     Ok(real)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
-    fn chosen(variables: &[(&str, &str)], is_root: bool) -> Option<PathBuf> {
+    fn chosen(variables: &[(&str, &str)], own: u32, given: &str) -> Option<PathBuf> {
         let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
-        folder(variable, is_root)
+        folder(variable, own, |home| home == Path::new(given))
     }
 
     #[test]
     fn the_folder_is_systemds_or_the_systems_or_the_users() {
-        let check = |variables: &[(&str, &str)], is_root, expected: Option<&str>| {
-            assert_eq!(chosen(variables, is_root).as_deref(), expected.map(Path::new), "{variables:?}");
+        let check = |variables: &[(&str, &str)], own, given: &str, expected: Option<&str>| {
+            assert_eq!(chosen(variables, own, given).as_deref(), expected.map(Path::new), "{variables:?}");
         };
-        check(&[("CACHE_DIRECTORY", "/c/a:/c/b"), ("STATE_DIRECTORY", "/s")], true, Some("/c/a/compiled"));
-        check(&[("STATE_DIRECTORY", "/s"), ("HOME", "/h")], false, Some("/s/compiled"));
-        check(&[("HOME", "/root")], true, Some("/var/cache/baton/compiled"));
-        check(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], false, Some("/x/baton/compiled"));
-        check(&[("HOME", "/h"), ("XDG_CACHE_HOME", "x")], false, Some("/h/.cache/baton/compiled"));
-        check(&[], false, None);
+        check(&[("CACHE_DIRECTORY", "/c/a:/c/b"), ("STATE_DIRECTORY", "/s")], 0, "", Some("/c/a/compiled"));
+        check(&[("STATE_DIRECTORY", "/s"), ("HOME", "/h")], 7, "", Some("/s/compiled"));
+        check(&[("STATE_DIRECTORY", "/s"), ("HOME", "/h")], 7, "/s/7", Some("/s/7/compiled"));
+        check(&[("HOME", "/root")], 0, "/var/cache/baton/0", Some("/var/cache/baton/compiled"));
+        check(&[("HOME", "/root")], 7, "/var/cache/baton/7", Some("/var/cache/baton/7/compiled"));
+        check(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], 7, "", Some("/x/baton/compiled"));
+        check(&[("HOME", "/h"), ("XDG_CACHE_HOME", "x")], 7, "/s/7", Some("/h/.cache/baton/compiled"));
+        check(&[], 7, "", None);
     }
 
     #[test]

@@ -18,6 +18,9 @@ use super::core::{Core, Import};
 use super::error::{LoadError, Stage};
 use super::preview1;
 
+/// A line of the text that is shown with what is wrong with it.
+const QUOTED_BYTES_MAX: usize = 256;
+
 /// The interface that every policy exports.
 pub(super) const REQUEST_HOOK: &str = "baton:policy/request-hook@0.1.0";
 /// `configure`, `on-tick`, `self-test`.
@@ -81,9 +84,19 @@ fn assemble(file: &[u8]) -> Result<Vec<u8>, LoadError> {
     if file.is_empty() {
         return Err(LoadError::new(Stage::Text, "the file is empty"));
     }
-    let text = std::str::from_utf8(file)
-        .map_err(|_| LoadError::new(Stage::Text, "neither WebAssembly (\\0asm) nor text (UTF-8)"))?;
-    wat::parse_str(text).map_err(|error| LoadError::new(Stage::Text, error))
+    let text = std::str::from_utf8(file).ok().filter(|text| !text.contains('\0'));
+    let text = text.ok_or_else(|| LoadError::new(Stage::Text, "neither WebAssembly (\\0asm) nor text (UTF-8)"))?;
+    wat::parse_str(text).map_err(|error| {
+        let said = error.to_string();
+        // The line that is quoted may be as long as the file; the lines before it say what and where.
+        let is_short = |line: &&str| line.len() <= QUOTED_BYTES_MAX;
+        let said = if said.lines().all(|line| is_short(&line)) {
+            said
+        } else {
+            said.lines().take(2).filter(is_short).collect::<Vec<_>>().join(" ")
+        };
+        LoadError::new(Stage::Text, said)
+    })
 }
 
 /// Refuses what cannot be wrapped; whether an interface of the contract is offered is looked at in the component.

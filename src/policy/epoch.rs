@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,22 @@ impl Deadline {
     /// Begins to run now, on this thread.
     pub(super) fn after(allowed: Duration) -> Self {
         Self { allowed, began: Instant::now(), began_thread: thread_time() }
+    }
+
+    /// Begins to run at `began`, which is now. How old the thread's clock is that it starts from is told by the clock on the
+    /// wall and not by counting ticks: a ticker that gets no processor counts none, and what this thread has run meanwhile
+    /// would be the guest's.
+    fn beginning(allowed: Duration, began: Instant) -> Self {
+        thread_local! {
+            static LAST: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+        }
+        let fresh = |(at, _): &(Instant, Duration)| began.saturating_duration_since(*at) < TICK;
+        let (_, began_thread) = LAST.get().filter(fresh).unwrap_or_else(|| {
+            let read = (began, thread_time());
+            LAST.set(Some(read));
+            read
+        });
+        Self { allowed, began, began_thread }
     }
 
     /// What the guest was given.
@@ -84,8 +100,6 @@ struct State {
     running: AtomicUsize,
     asleep: AtomicBool,
     stopped: AtomicBool,
-    /// Goes on while guests run, and once when the thread falls asleep.
-    ticks: AtomicU64,
 }
 
 impl Ticker {
@@ -111,16 +125,7 @@ impl Ticker {
 
     /// A deadline that begins to run now, on this thread.
     pub(super) fn deadline(&self, allowed: Duration) -> Deadline {
-        thread_local! {
-            static LAST: Cell<(u64, Duration)> = const { Cell::new((u64::MAX, Duration::ZERO)) };
-        }
-        let tick = self.state.ticks.load(Ordering::SeqCst);
-        let (mut at, mut began_thread) = LAST.get();
-        if at != tick {
-            (at, began_thread) = (tick, thread_time());
-            LAST.set((at, began_thread));
-        }
-        Deadline { allowed, began: Instant::now(), began_thread }
+        Deadline::beginning(allowed, Instant::now())
     }
 
     #[cfg(test)]
@@ -151,7 +156,6 @@ impl State {
             }
             if idle > IDLE_TICK_COUNT_MAX {
                 self.asleep.store(true, Ordering::SeqCst);
-                self.ticks.fetch_add(1, Ordering::SeqCst);
                 if self.running.load(Ordering::SeqCst) == 0 && !self.stopped.load(Ordering::SeqCst) {
                     thread::park();
                 }
@@ -161,7 +165,6 @@ impl State {
             // Also ended by `unpark`, which only makes one tick early; deadlines are judged by the clock.
             thread::park_timeout(if idle == 0 { TICK } else { TICK_AT_REST });
             engine.increment_epoch();
-            self.ticks.fetch_add(1, Ordering::SeqCst);
         }
     }
 }
@@ -200,6 +203,18 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "what is tested is the limit on time passing")]
         thread::sleep(Duration::from_millis(1) * (WALL_FACTOR + 5));
         assert_eq!(deadline.ticks(), 0, "there is an end to patience");
+    }
+
+    #[test]
+    fn what_ran_before_a_call_is_not_the_calls() {
+        // This one's ticker never got the processor: nothing has told this thread that time passed.
+        let first = Deadline::beginning(Duration::from_millis(5), Instant::now());
+        let running = Instant::now();
+        eventually("it ran", || running.elapsed() > Duration::from_millis(40) && first.ticks() == 0);
+        let second = Deadline::beginning(Duration::from_millis(5), Instant::now());
+        #[expect(clippy::disallowed_methods, reason = "what is tested is that time passing is not counted")]
+        thread::sleep(Duration::from_millis(10));
+        assert!(second.ticks() > 0, "it was asleep, and before it others ran");
     }
 
     #[test]

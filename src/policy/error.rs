@@ -270,16 +270,26 @@ fn demangled(name: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(name))
 }
 
-/// `text` with control characters in their escaped form, so that it can neither end a line nor move a cursor.
+/// `text` with what cannot be seen in its escaped form, so that it can neither end a line, nor move a cursor, nor show
+/// itself in another order than it is in.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
+    if !text.chars().any(is_unseen) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if is_unseen(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     Cow::Owned(out)
+}
+
+/// Control characters, and those of Unicode that have no shape of their own: line and paragraph separators, marks of
+/// direction (UAX #9), what has no width, annotations and tags.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// A message of several lines as one: runs of white space become one space, other control characters are escaped. It is a
@@ -305,6 +315,22 @@ fn cut(text: &str, bytes_max: usize) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_escaped() {
+        for unseen in [
+            "\0\n\u{7f}\u{85}\u{ad}\u{61c}\u{180e}\u{feff}",
+            "\u{200b}\u{200c}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}",
+            "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2060}\u{2066}\u{2067}\u{2068}\u{2069}\u{206f}",
+            "\u{fff9}\u{e0001}\u{e0041}",
+        ] {
+            let shown = escape(unseen);
+            assert!(shown.bytes().all(|b| b.is_ascii_graphic()), "{shown}");
+            assert_eq!(shown.matches('\\').count(), unseen.chars().count(), "{shown}");
+        }
+        let seen = "user=J\u{f6}rg \u{5d0}\u{627} \u{2010}\u{2027}\u{2030}\u{205f}\u{1f600}\u{fffd}";
+        assert!(matches!(escape(seen), Cow::Borrowed(same) if same == seen));
+    }
 
     #[test]
     fn a_message_is_one_line_without_control_characters() {

@@ -244,3 +244,6 @@ pub(super) fn narrow(
     }
     Ok(Some(wanted.to_vec()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,7 @@ mod wasi;
 
 pub use body::{BodyError, BodyPort, Peek, Peeks};
 pub use breaker::{BreakerOptions, BreakerState};
+pub use cache::give as give_cache;
 pub(crate) use error::escape;
 pub use error::{BadValue, EngineError, LoadError, Place, PolicyError, RollbackError, Stage};
 pub use gauge::Used;

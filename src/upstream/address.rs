@@ -311,7 +311,7 @@ mod tests {
     fn an_abstract_name_has_as_many_bytes_as_a_socket_address_holds() {
         for (length, is_one) in [(0, false), (1, true), (NAME_BYTES_MAX, true), (NAME_BYTES_MAX + 1, false)] {
             let text = format!("unix:@{}", "a".repeat(length));
-            assert_eq!(parse(&text).err(), (!is_one).then(|| AddressError::Name(text, length)));
+            assert_eq!(parse(&text).err(), (!is_one).then_some(AddressError::Name(text, length)));
         }
     }
 

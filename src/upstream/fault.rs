@@ -5,6 +5,9 @@ use std::time::Duration;
 /// What went wrong, in words for the log; none of them reach a client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
+    /// The request cannot be told to it: 400.
+    #[error("{0}")]
+    BadRequest(String),
     /// It broke its protocol: 502.
     #[error("{0}")]
     Broken(String),
@@ -32,6 +35,7 @@ impl Fault {
     /// The status for a client of whom nothing was answered yet; `None` for one that is gone.
     pub fn status(&self) -> Option<u16> {
         match self {
+            Self::BadRequest(_) => Some(400),
             Self::Broken(_) => Some(502),
             Self::ClientGone => None,
             Self::Refused(_) | Self::Unreachable(_) => Some(503),

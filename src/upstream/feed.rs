@@ -2,11 +2,18 @@
 //!
 //! One piece waits between the two, so whoever is slower sets the pace.
 
+use std::fs::File;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper::body::{Bytes, Frame, SizeHint};
+
+use super::{Body, Piece};
+use crate::spool::{self, Spool};
+
+/// Read at once of a body that was kept.
+const SPOOL_PIECE_BYTES: usize = 64 << 10;
 
 /// The end that is filled. Dropped before [`Feed::end`], the body is cut: the upstream must not take it for whole.
 #[derive(Debug)]
@@ -36,7 +43,10 @@ pub struct Source {
 
 #[derive(Debug)]
 enum From {
+    Body(Box<dyn Body>),
     Feed(Taker),
+    /// From a place in it on.
+    Spool(File, u64),
     Whole(Option<Bytes>),
 }
 
@@ -111,6 +121,17 @@ impl Source {
         Self { left: Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)), from: From::Whole(bytes) }
     }
 
+    /// An answer's body, for whoever changes it.
+    pub fn body(body: Box<dyn Body>) -> Self {
+        Self { left: body.length(), from: From::Body(body) }
+    }
+
+    /// A body that was kept until its length was known.
+    pub fn spooled(spool: Spool) -> Self {
+        let (file, bytes) = spool.into_file();
+        Self { left: Some(bytes), from: From::Spool(file, 0) }
+    }
+
     /// How many bytes are still to come, where that is known.
     pub fn length(&self) -> Option<u64> {
         self.left
@@ -120,6 +141,22 @@ impl Source {
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let piece = match &mut self.from {
             From::Whole(bytes) => bytes.take(),
+            From::Body(body) => loop {
+                match ready!(body.poll_next(context)) {
+                    Some(Ok(Piece::Data(bytes))) => break Some(bytes),
+                    Some(Ok(Piece::Trailers(_))) => {}
+                    Some(Err(_)) => return Poll::Ready(Some(Err(Cut))),
+                    None => break None,
+                }
+            },
+            From::Spool(file, at) => match spool::read(file, *at, SPOOL_PIECE_BYTES) {
+                Ok(piece) if piece.is_empty() => None,
+                Ok(piece) => {
+                    *at += piece.len() as u64;
+                    Some(piece.into())
+                }
+                Err(_) => return Poll::Ready(Some(Err(Cut))),
+            },
             From::Feed(taker) => {
                 let mut between = lock(&taker.0);
                 match between.piece.take() {

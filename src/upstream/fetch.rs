@@ -7,6 +7,7 @@ use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Uri};
 use tokio::time::timeout;
 
+use super::member::Kind;
 use super::{Address, Answer, Interims, Piece, Reply, Source, Upstream, http};
 use crate::decision::Field;
 use crate::http::fields::list;
@@ -35,8 +36,11 @@ impl Upstream {
         let interims = Interims::new(self.options.interim_max);
         let mut last = CalloutError::Unreachable("it has no servers".to_owned());
         for member in self.in_turn() {
+            let Kind::Http(pool) = member.kind() else {
+                return Err(CalloutError::Unreachable("it speaks FastCGI: callouts are of HTTP".to_owned()));
+            };
             let request = self.callout_request(&callout, member.address())?;
-            let asked = within(self.options.head_timeout, http::ask(member.pool(), &self.options, request, &interims));
+            let asked = within(self.options.head_timeout, http::ask(pool, &self.options, request, &interims));
             match asked.await? {
                 Ok(Reply::Answer(answer)) => {
                     member.is_up();

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::kept::Program;
 use super::pool::Pool;
-use super::{Address, Options};
+use super::{Address, Options, Protocol, Server};
 
 /// How long a server that could not be connected to is tried after the others.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -12,21 +13,35 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// A server and the connections that are kept to it.
 #[derive(Debug)]
 pub(super) struct Member {
-    pool: Arc<Pool>,
+    kind: Kind,
+    address: Address,
     down_until: Mutex<Option<Instant>>,
 }
 
+/// What it speaks.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// HTTP.
+    Http(Arc<Pool>),
+    /// FastCGI.
+    Program(Program),
+}
+
 impl Member {
-    pub(super) fn new(address: &Address, options: &Options) -> Self {
-        Self { pool: Arc::new(Pool::new(address.clone(), options)), down_until: Mutex::default() }
+    pub(super) fn new(server: &Server, options: &Options) -> Self {
+        let kind = match server.address.protocol {
+            Protocol::FastCgi => Kind::Program(Program::new(server.clone(), options)),
+            Protocol::Http | Protocol::Https => Kind::Http(Arc::new(Pool::new(server.clone(), options))),
+        };
+        Self { kind, address: server.address.clone(), down_until: Mutex::default() }
     }
 
     pub(super) fn address(&self) -> &Address {
-        self.pool.address()
+        &self.address
     }
 
-    pub(super) fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     /// Whether it could be connected to when that was tried last, or that was a while ago.

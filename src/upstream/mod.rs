@@ -14,8 +14,11 @@ mod feed;
 mod fetch;
 mod http;
 mod interim;
+mod kept;
 mod member;
 mod pool;
+mod programs;
+mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,20 +36,21 @@ pub use self::fault::Fault;
 pub use self::feed::{Cut, Feed, Source, feed};
 pub use self::http::{Reply, end_to_end};
 pub use self::interim::{Interim, Interims};
-use self::member::Member;
+use self::member::{Kind, Member};
+pub use self::programs::{Data, FastCgi, FastCgiRole, spooled};
+pub use self::tls::{Tls, TlsError};
+use crate::fastcgi::{self, Verdict};
 use crate::http::forward::{self, Onward};
 use crate::http::mount;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 
 /// What the configuration says of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Its name there.
     pub name: String,
-    /// Where its servers listen: at least one.
-    pub addresses: Vec<Address>,
-    /// How they are connected to.
-    pub connect: ConnectOptions,
+    /// Its servers: at least one.
+    pub servers: Vec<Server>,
     /// Until one of them is connected.
     pub connect_timeout: Duration,
     /// From the request's last byte to the last of the answer's head.
@@ -71,15 +75,25 @@ pub struct Options {
     pub handoff_headers: bool,
     /// Fields of its answer, in lower case, that travel with such a handoff.
     pub handoff_response_headers: Vec<String>,
+    /// What its servers are, where they speak FastCGI.
+    pub fastcgi: Option<FastCgi>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: Address,
+    /// How it is connected to.
+    pub connect: ConnectOptions,
 }
 
 impl Options {
     /// The documented defaults.
-    pub fn new(name: &str, addresses: Vec<Address>) -> Self {
+    pub fn new(name: &str, servers: Vec<Server>) -> Self {
         Self {
             name: name.to_owned(),
-            addresses,
-            connect: ConnectOptions::default(),
+            servers,
             connect_timeout: Duration::from_secs(1),
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
@@ -92,6 +106,7 @@ impl Options {
             host: None,
             handoff_headers: false,
             handoff_response_headers: Vec::new(),
+            fastcgi: None,
         }
     }
 }
@@ -121,21 +136,48 @@ pub struct Question<'a> {
     pub client: &'a crate::http::forwarded::Client<'a>,
     /// Whether the server is told that the client waits for `100 Continue`.
     pub expect: forward::Expect,
+    /// Whether there is a body, be it an empty one.
+    pub has_body: bool,
     /// Whether the server is asked to speak WebSocket.
     pub wants_websocket: bool,
     /// Servers that were tried so far.
     pub attempts: AtomicU32,
 }
 
+impl<'a> Question<'a> {
+    /// What a client asked, as it asked.
+    pub fn new(request: &'a crate::request::Request, client: &'a crate::http::forwarded::Client<'a>) -> Self {
+        static NONE: crate::decision::Edits =
+            crate::decision::Edits { remove: Vec::new(), set: Vec::new(), append: Vec::new() };
+        Self {
+            request,
+            mount: "/",
+            path_and_query: None,
+            method: None,
+            edits: &NONE,
+            client,
+            expect: forward::Expect::Drop,
+            has_body: false,
+            wants_websocket: false,
+            attempts: AtomicU32::new(0),
+        }
+    }
+}
+
 impl Upstream {
     fn new(options: Options) -> Self {
-        let members = options.addresses.iter().map(|address| Member::new(address, &options)).collect();
+        let members = options.servers.iter().map(|server| Member::new(server, &options)).collect();
         Self { options: Arc::new(options), members, turn: AtomicUsize::new(0) }
     }
 
     /// What the configuration says of it.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Whether its servers speak FastCGI: then a body's length must be known.
+    pub fn is_fastcgi(&self) -> bool {
+        self.options.fastcgi.is_some()
     }
 
     /// Asks one of its servers, and others where one cannot be connected to.
@@ -146,11 +188,16 @@ impl Upstream {
     /// # Cancel safety
     /// Dropping it closes the connection: the server sees that nobody waits.
     pub async fn ask(&self, question: &Question<'_>, mut body: Source, interims: &Interims) -> Result<Reply, Fault> {
-        let mut last = Fault::Unreachable("it has no servers".to_owned());
+        if let Some(fastcgi) = &self.options.fastcgi {
+            let request = programs::request(question, &fastcgi.scripts, fastcgi.role, body, None)?;
+            return self.ask_programs(question, request, fastcgi::ask).await.map(Reply::Answer);
+        }
+        let mut last = no_servers();
         for member in self.in_turn() {
+            let Kind::Http(pool) = member.kind() else { continue };
             question.attempts.fetch_add(1, Ordering::Relaxed);
             let request = self.request(question, member, body)?;
-            match http::ask(member.pool(), &self.options, request, interims).await {
+            match http::ask(pool, &self.options, request, interims).await {
                 Ok(reply) => {
                     member.is_up();
                     return Ok(reply);
@@ -161,6 +208,66 @@ impl Upstream {
                     last = fault;
                 }
                 Err((fault, None)) => return Err(fault),
+            }
+        }
+        Err(last)
+    }
+
+    /// Has `data` changed by one of its programs, which are filters.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    ///
+    /// # Cancel safety
+    /// As [`ask`](Self::ask).
+    pub async fn filter(&self, question: &Question<'_>, body: Source, data: Data) -> Result<Answer, Fault> {
+        let fastcgi = self.options.fastcgi.as_ref().ok_or_else(no_servers)?;
+        let request = programs::request(question, &fastcgi.scripts, FastCgiRole::Filter, body, Some(data))?;
+        self.ask_programs(question, request, fastcgi::ask).await
+    }
+
+    /// Asks one of its programs, which are authorizers, whether the request may go on.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask): it may not.
+    ///
+    /// # Cancel safety
+    /// As [`ask`](Self::ask).
+    pub async fn authorize(&self, question: &Question<'_>) -> Result<Verdict, Fault> {
+        let fastcgi = self.options.fastcgi.as_ref().ok_or_else(no_servers)?;
+        let (scripts, role) = (&fastcgi.scripts, FastCgiRole::Authorizer);
+        let request = programs::request(question, scripts, role, Source::empty(), None)?;
+        self.ask_programs(question, request, fastcgi::authorize).await
+    }
+
+    /// Asks its programs until one does something with the request.
+    async fn ask_programs<T, F: Future<Output = Result<T, fastcgi::Unanswered>>>(
+        &self,
+        question: &Question<'_>,
+        mut request: fastcgi::Request,
+        ask: impl Fn(kept::Held, fastcgi::Request, fastcgi::Settings<kept::Held>) -> F,
+    ) -> Result<T, Fault> {
+        let mut last = no_servers();
+        for member in self.in_turn() {
+            let Kind::Program(program) = member.kind() else { continue };
+            question.attempts.fetch_add(1, Ordering::Relaxed);
+            let held = match program.connection(&self.options).await {
+                Ok(held) => held,
+                Err(fault) => {
+                    member.is_down();
+                    last = fault;
+                    continue;
+                }
+            };
+            member.is_up();
+            let settings = programs::settings(&self.options, question, program.keeping(&held));
+            let unanswered = match ask(held, request, settings).await {
+                Ok(answer) => return Ok(answer),
+                Err(unanswered) => unanswered,
+            };
+            match unanswered.request {
+                Some(untouched) => (request, last) = (untouched, unanswered.fault),
+                None => return Err(unanswered.fault),
             }
         }
         Err(last)
@@ -180,7 +287,7 @@ impl Upstream {
         let address = member.address();
         let target = match question.path_and_query {
             None => mount::target(head, question.mount, address.inside.as_deref()),
-            Some(written) => inside(written, address).into(),
+            Some(written) => inside(written, question.mount, address).into(),
         };
         let onward = Onward {
             method: question.method.unwrap_or(head.method()),
@@ -209,6 +316,9 @@ impl Upstream {
             let given = given.iter().map(|(name, value)| (&**name, *value));
             forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
         }
+        for (name, value) in &question.request.variables {
+            put(request.headers_mut(), &format!("variable-{name}"), value);
+        }
         match request.body().length() {
             // Whoever sends no body with a method that has none says nothing of it.
             Some(0) if matches!(onward.method, "GET" | "HEAD" | "DELETE" | "OPTIONS" | "TRACE") => {}
@@ -219,11 +329,12 @@ impl Upstream {
     }
 }
 
-/// A server's name for what a policy asks for: below the address's path inside, where it has one.
-fn inside(written: &str, address: &Address) -> String {
+/// What a server is asked for where a policy or an application says it: the address's path inside takes the place of the
+/// route's, or stands in front.
+fn inside(written: &str, mount: &str, address: &Address) -> String {
     let (path, query) = written.split_once('?').map_or((written, None), |(path, query)| (path, Some(query)));
     match &address.inside {
-        Some(inside) => mount::replace(path, query, "", inside),
+        Some(inside) => mount::replace(path, query, mount, inside),
         None => written.to_owned(),
     }
 }
@@ -256,6 +367,10 @@ fn put(fields: &mut HeaderMap, name: &str, value: &[u8]) {
     if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
         fields.append(name, value);
     }
+}
+
+fn no_servers() -> Fault {
+    Fault::Unreachable("it has no servers of that kind".to_owned())
 }
 
 /// What cannot be sent to any server.

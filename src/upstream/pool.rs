@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::connect::{Stream, connect};
-use super::{Address, ConnectOptions, Fault, Options, Source};
+use super::{Fault, Options, Server, Source};
 
 /// What is read of a connection at once, and so about what is held of it for a client that is slower.
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -43,8 +43,7 @@ type IdleSince = Mutex<Option<Instant>>;
 
 #[derive(Debug)]
 pub(super) struct Pool {
-    address: Address,
-    connect: ConnectOptions,
+    server: Server,
     builder: http1::Builder,
     idle_count_max: usize,
     idle_timeout: Duration,
@@ -54,24 +53,18 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(address: Address, options: &Options) -> Self {
+    pub(super) fn new(server: Server, options: &Options) -> Self {
         let mut builder = http1::Builder::new();
         builder.max_headers(options.headers_max).max_header_size(options.head_bytes_max);
         builder.max_buf_size(options.head_bytes_max.max(2 * READ_BYTES_MAX));
         Self {
-            address,
-            connect: options.connect.clone(),
+            server,
             builder,
             idle_count_max: options.keep_alive,
             idle_timeout: options.keep_alive_timeout,
             idle: Mutex::default(),
             tasks: Mutex::default(),
         }
-    }
-
-    /// Where the server listens.
-    pub(super) fn address(&self) -> &Address {
-        &self.address
     }
 
     /// The idle connection that was used last, if the server has not closed it. One that is still busy, with a request's body
@@ -101,7 +94,7 @@ impl Pool {
 
     /// Connects.
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
-        let stream = connect(&self.address, &self.connect).await;
+        let stream = connect(&self.server.address, &self.server.connect).await;
         let stream = stream.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;
         let handshake = self.builder.handshake(TokioIo::new(InPieces(stream))).await;
         let (sender, connection) = handshake.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;

@@ -117,9 +117,10 @@ fn serving(cases: Arc<Vec<Case>>) -> Serving {
 fn unsent(peer: &Client) -> usize {
     let own = format!(":{:04X}", peer.port());
     let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
-    let row = table.lines().find(|line| line.split_whitespace().nth(1).is_some_and(|own_column| {
-        own_column.ends_with(&own)
-    }) && line.contains(&format!(":{:04X}", peer.stream.peer_addr().map_or(0, |a| a.port()))));
+    let row = table.lines().find(|line| {
+        line.split_whitespace().nth(1).is_some_and(|own_column| own_column.ends_with(&own))
+            && line.contains(&format!(":{:04X}", peer.stream.peer_addr().map_or(0, |a| a.port())))
+    });
     row.and_then(|row| usize::from_str_radix(row.split_whitespace().nth(4)?.split(':').next()?, 16).ok()).unwrap_or(0)
 }
 
@@ -156,7 +157,10 @@ fn strip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn holds_half_a_date(bytes: &[u8]) -> bool {
-    bytes.split_inclusive(|byte| *byte == b'\n').next_back().is_some_and(|line| line.starts_with(b"Date: ") && !line.ends_with(b"\n"))
+    bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .next_back()
+        .is_some_and(|line| line.starts_with(b"Date: ") && !line.ends_with(b"\n"))
 }
 
 fn check(gateway: &Gateway, case: &Case, target: &str) -> Result<(), String> {
@@ -185,7 +189,9 @@ fn check(gateway: &Gateway, case: &Case, target: &str) -> Result<(), String> {
             let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap_or(0);
             let body = if method == "HEAD" { Vec::new() } else { client.take(length) };
             let body = String::from_utf8_lossy(&body).into_owned();
-            if !head.starts_with("HTTP/1.1 502 Bad Gateway\r\n") || method != "HEAD" && !body.contains("502 Bad Gateway") {
+            if !head.starts_with("HTTP/1.1 502 Bad Gateway\r\n")
+                || method != "HEAD" && !body.contains("502 Bad Gateway")
+            {
                 return wrong(format!("no page: {head}{body}"));
             }
             lives = version == "1.1";

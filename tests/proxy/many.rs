@@ -148,7 +148,10 @@ fn ten_thousand_clients_leave() {
             }
         });
     });
-    assert_eq!(counts, BTreeMap::from([("client-gone null".to_owned(), COUNT / 2), ("client-gone 200".to_owned(), COUNT / 2)]));
+    assert_eq!(
+        counts,
+        BTreeMap::from([("client-gone null".to_owned(), COUNT / 2), ("client-gone 200".to_owned(), COUNT / 2)])
+    );
 }
 
 #[test]

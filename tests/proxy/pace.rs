@@ -163,7 +163,11 @@ fn a_client_that_leaves_while_an_answer_is_awaited_ends_the_asking_at_once() {
         client.get(target);
         let mut peer = upstream.accept();
         peer.head();
-        if resets { client.reset() } else { drop(client) }
+        if resets {
+            client.reset()
+        } else {
+            drop(client)
+        }
         check_closed(&mut peer);
         check_logged(&gateway, target, "client-gone", serde_json::Value::Null);
     }
@@ -241,7 +245,11 @@ fn a_client_that_leaves_in_the_middle_of_an_answer_ends_it_at_once() {
         peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nab");
         client.head();
         client.take(2);
-        if resets { client.reset() } else { drop(client) }
+        if resets {
+            client.reset()
+        } else {
+            drop(client)
+        }
         check_closed(&mut peer);
         check_logged(&gateway, target, "client-gone", 200);
     }
@@ -284,7 +292,8 @@ fn an_endless_answer_does_not_starve_the_others() {
     let mut greedy = gateway.client();
     greedy.get("/endless");
     let mut answers = Client::of(greedy.stream.try_clone().expect("a socket"));
-    let reader = std::thread::spawn(move || while answers.stream.read(&mut [0; 1 << 16]).is_ok_and(|count| count > 0) {});
+    let reader =
+        std::thread::spawn(move || while answers.stream.read(&mut [0; 1 << 16]).is_ok_and(|count| count > 0) {});
     let began = Instant::now();
     for _ in 0..20 {
         assert_eq!(gateway.status("/small"), 200);

@@ -6,9 +6,11 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "every test program takes what it needs")]
 
+pub mod fastcgi;
 pub mod handing_over;
 mod kernel;
 pub mod load;
+pub mod peers;
 #[cfg(feature = "gateway")]
 pub mod shipped;
 pub mod upstream;

@@ -112,13 +112,11 @@ impl Serving {
     }
 
     /// The same, at an address.
-    pub fn start_at(
-        address: SocketAddr,
-        answer: impl Fn(&str, &mut Client) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub fn start_at(address: SocketAddr, answer: impl Fn(&str, &mut Client) -> bool + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("it listens");
-        let (stops, heads, connections) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<_>>>::default(), Arc::default());
+        let (stops, heads, connections) =
+            (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<_>>>::default(), Arc::default());
         let answer = Arc::new(answer);
         let (stopped, seen, counted) = (Arc::clone(&stops), Arc::clone(&heads), Arc::clone(&connections));
         let accepting = std::thread::spawn(move || {

@@ -2,7 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
-	"crypto/subtle"
+	"encoding/binary"
 	"strings"
 
 	"baton"
@@ -105,14 +105,22 @@ func isB64Token(token string) bool {
 // user tells whose token this is. It looks at every entry and at every byte of it, so that the time tells nothing of how
 // near a guess came.
 func (c *config) user(token string) string {
-	digest := sha256.Sum256([]byte(token))
+	sum := sha256.Sum256([]byte(token))
 	found := ""
 	for i := range c.tokens {
-		if subtle.ConstantTimeCompare(c.tokens[i].digest[:], digest[:]) == 1 {
+		if isSame(&c.tokens[i].digest, (*digest)(&sum)) {
 			found = c.tokens[i].user
 		}
 	}
 	return found
+}
+
+// isSame compares without an early end. Eight bytes at a time: crypto/subtle goes byte by byte, which for ten tokens
+// takes nearly as long as the digest.
+func isSame(a, b *digest) bool {
+	word := func(digest *digest, at int) uint64 { return binary.LittleEndian.Uint64(digest[at:]) }
+	difference := word(a, 0) ^ word(b, 0) | word(a, 8) ^ word(b, 8) | word(a, 16) ^ word(b, 16) | word(a, 24) ^ word(b, 24)
+	return difference == 0
 }
 
 // data is what the daemon is told.

@@ -34,6 +34,9 @@ pub(super) struct Refused {
 
 /// Reads requests from one folder and expectations from another, which may be the same, and everything below.
 pub(super) fn read(requests: &Path, expectations: &Path) -> Result<Vec<Set>, String> {
+    if let Some(file) = [requests, expectations].into_iter().find(|path| path.is_file()) {
+        return Err(format!("{}: is no folder of cases; --request FILE asks about one request", file.display()));
+    }
     let mut sets = Vec::new();
     read_below(requests, expectations, "", &mut sets)?;
     if sets.is_empty() {

@@ -69,6 +69,9 @@ struct Module {
     memory_max: usize,
 }
 
+/// Of a request with its body, an expectation or a configuration.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
 /// Whether a target's daemon takes clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Health {
@@ -132,9 +135,27 @@ fn config(text: &str) -> Result<Value, String> {
 
 /// The JSON in a file.
 fn json(file: &Path) -> Result<Value, String> {
-    let text = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    serde_json::from_slice(&text)
-        .map_err(|error| format!("{}:{}:{}: {error}", file.display(), error.line(), error.column()))
+    serde_json::from_slice(&read(file)?).map_err(|error| {
+        let (line, column, said) = (error.line(), error.column(), error.to_string());
+        // It ends with the place, which stands in front here.
+        let said = said.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&said);
+        format!("{}:{line}:{column}: {said}", file.display())
+    })
+}
+
+/// Reads what an author has written. A pipe will do; what has no end will not.
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file);
+    let read = opened.and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length as u64 > FILE_BYTES_MAX => {
+            Err(format!("{}: is larger than {} MiB", file.display(), FILE_BYTES_MAX >> 20))
+        }
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(format!("{}: {error}", file.display())),
+    }
 }
 
 fn target(text: &str) -> Result<(String, Health), String> {

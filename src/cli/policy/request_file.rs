@@ -23,8 +23,7 @@ impl RequestFile {
     /// Reads it as the gateway would read it from a client, except that line ends may all be bare line feeds: editors
     /// write those.
     pub(super) fn read(file: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-        Self::parse(&bytes).map_err(|fault| format!("{}:{fault}", file.display()))
+        Self::parse(&super::read(file)?).map_err(|fault| format!("{}:{fault}", file.display()))
     }
 
     /// The fault begins with its line.

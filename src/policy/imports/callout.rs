@@ -23,12 +23,10 @@ impl callout::Host for Imports {
         }
         let callout = checked(call, identity.callout_bytes_max)?;
         let Some(services) = identity.services() else { return Ok(Err(callout::CallError::NotAllowed)) };
-        let registry = identity.registry();
-        let place = registry.callout_waits.try_acquire();
-        let Ok(_place) = place.map_err(drop).and_then(|place| {
-            let is_left = self.callouts < identity.callouts_max;
-            if is_left { Ok(place) } else { Err(()) }
-        }) else {
+        if self.callouts >= identity.callouts_max {
+            return Ok(Err(callout::CallError::Budget));
+        }
+        let Some(_place) = identity.registry().callout_place(identity.shared()) else {
             return Ok(Err(callout::CallError::Budget));
         };
         self.callouts += 1;

@@ -40,8 +40,7 @@ impl request::Host for Imports {
     }
 
     fn scheme(&mut self) -> wasmtime::Result<String> {
-        self.request("scheme")?;
-        Ok("http".to_owned())
+        Ok(self.request("scheme")?.scheme().to_owned())
     }
 
     fn version(&mut self) -> wasmtime::Result<types::HttpVersion> {
@@ -56,9 +55,9 @@ impl request::Host for Imports {
     }
 
     /// Routes capture nothing in this version.
-    fn param(&mut self, _name: String) -> wasmtime::Result<Option<String>> {
-        self.request("param")?;
-        Ok(None)
+    fn param(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        let value = self.request("param")?.variable(&name);
+        Ok(value.map(|value| String::from_utf8_lossy(value).into_owned()))
     }
 
     fn header(&mut self, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
@@ -113,7 +112,7 @@ impl request::Host for Imports {
     }
 
     fn client_ip(&mut self) -> wasmtime::Result<String> {
-        Ok(self.request("client-ip")?.origin.client_ip())
+        Ok(self.request("client-ip")?.client_ip())
     }
 
     fn local_address(&mut self) -> wasmtime::Result<String> {

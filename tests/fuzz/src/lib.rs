@@ -16,3 +16,4 @@ pub mod message;
 pub mod respond;
 
 pub mod config;
+pub mod fastcgi;

@@ -101,8 +101,8 @@ export function optionalBytesAt(at: usize): ArrayBuffer | null {
 
 export function bytesListAt(at: usize): ArrayBuffer[] {
   const first = load<usize>(at);
-  const list: ArrayBuffer[] = [];
-  for (let i = 0, n = load<i32>(at, 4); i < n; i++) list.push(bytesAt(first + i * 8));
+  const list = new Array<ArrayBuffer>(load<i32>(at, 4));
+  for (let i = 0; i < list.length; i++) list[i] = bytesAt(first + i * 8);
   return list;
 }
 
@@ -218,7 +218,14 @@ export function putBytes(at: usize, bytes: ArrayBuffer): void {
   store<i32>(at, bytes.byteLength, 4);
 }
 
+/** A list of nothing needs no room; most of those in a decision are. */
+function putNothing(at: usize): void {
+  store<usize>(at, 0);
+  store<i32>(at, 0, 4);
+}
+
 export function putStrings(at: usize, list: string[]): void {
+  if (list.length == 0) return putNothing(at);
   const room = new ArrayBuffer(list.length * 8);
   for (let i = 0; i < list.length; i++) putString(changetype<usize>(room) + i * 8, list[i]);
   store<usize>(at, changetype<usize>(room));
@@ -226,6 +233,7 @@ export function putStrings(at: usize, list: string[]): void {
 }
 
 export function putPairs(at: usize, list: string[][]): void {
+  if (list.length == 0) return putNothing(at);
   const room = new ArrayBuffer(list.length * 16);
   for (let i = 0; i < list.length; i++) {
     const pair = changetype<usize>(room) + i * 16;
@@ -255,6 +263,7 @@ function putEdits(at: usize, edits: Pass): void {
 
 /** Header fields: the values leave as UTF-8. */
 export function putFields(at: usize, list: string[][]): void {
+  if (list.length == 0) return putNothing(at);
   const room = new ArrayBuffer(list.length * 16);
   for (let i = 0; i < list.length; i++) {
     const field = changetype<usize>(room) + i * 16;

@@ -7,9 +7,12 @@ export enum Relay {
   Always,
 }
 
+/** Shared by all that carry nothing: no byte is in it to be written to. */
+const NOTHING = new ArrayBuffer(0);
+
 export abstract class Decision {
   /** Handed unchanged to later hooks of this request; at most 64 KiB. */
-  carry: ArrayBuffer = new ArrayBuffer(0);
+  carry: ArrayBuffer = NOTHING;
   annotations: string[][] = [];
 
   /** No opinion: the next policy decides, then the route's default. */
@@ -71,7 +74,7 @@ export class Handoff extends Decision {
   responseStatus: u16 = 0;
   responseHeaders: string[][] = [];
   /** First bytes of the body, behind that head. */
-  responseBody: ArrayBuffer = new ArrayBuffer(0);
+  responseBody: ArrayBuffer = NOTHING;
   /** Deliver the request's head exactly as it was received. */
   includeHead: bool = false;
   relay: Relay = Relay.IfNeeded;

@@ -36,18 +36,15 @@ export function parse(text: string): Value | null {
 
 /** Writes a string in its quotes. */
 export function quote(text: string): string {
-  const parts: string[] = ['"'];
+  let escaped = "";
   let start = 0;
   for (let i = 0; i < text.length; i++) {
     const unit = text.charCodeAt(i);
     if (unit >= 0x20 && unit != 0x22 && unit != 0x5c) continue;
-    parts.push(text.substring(start, i));
-    parts.push(escape(unit));
+    escaped += text.substring(start, i) + escape(unit);
     start = i + 1;
   }
-  parts.push(start == 0 ? text : text.substring(start));
-  parts.push('"');
-  return parts.join("");
+  return start == 0 ? `"${text}"` : `"${escaped}${text.substring(start)}"`;
 }
 
 function escape(unit: i32): string {

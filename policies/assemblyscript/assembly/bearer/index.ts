@@ -60,11 +60,9 @@ function decide(config: Config, authorization: ArrayBuffer[]): Decision {
 
 function handOver(config: Config, user: string): Decision {
   const query = request.query();
-  const data =
-    '{"user":' + json.quote(user) +
-    ',"method":' + json.quote(request.method()) +
-    ',"path":' + json.quote(request.path()) +
-    ',"query":' + (query === null ? "null" : json.quote(query)) + "}";
+  const path = json.quote(request.path()), method = json.quote(request.method());
+  const last = query === null ? "null" : json.quote(query);
+  const data = `{"user":${json.quote(user)},"method":${method},"path":${path},"query":${last}}`;
   const decision = Decision.handoff(config.target, String.UTF8.encode(data));
   decision.annotate("user", user);
   return decision;

@@ -18,20 +18,25 @@ const K: StaticArray<u32> = [
 
 const W = new StaticArray<u32>(64);
 
+/** The end of a message with what stands behind it, in one block or two. */
+const LAST = new StaticArray<u8>(128);
+
 /** Digest of `length` bytes at `address`. */
 export function sha256(address: usize, length: i32): StaticArray<u8> {
   // §5.1.1: one bit, zeros, and the length in bits fill the last block.
-  const padded = new ArrayBuffer((((length + 8) >> 6) + 1) << 6);
-  const from = changetype<usize>(padded);
-  memory.copy(from, address, length);
-  store<u8>(from + length, 0x80);
-  store<u64>(from + padded.byteLength - 8, bswap<u64>(u64(length) << 3));
+  const rest = length & 63, whole = length - rest;
+  const last = changetype<usize>(LAST), lastLength = rest < 56 ? 64 : 128;
+  memory.fill(last, 0, lastLength);
+  memory.copy(last, address + whole, rest);
+  store<u8>(last + rest, 0x80);
+  store<u64>(last + lastLength - 8, bswap<u64>(u64(length) << 3));
 
   // §5.3.3: the same of the square roots of the first eight.
   let h0: u32 = 0x6a09e667, h1: u32 = 0xbb67ae85, h2: u32 = 0x3c6ef372, h3: u32 = 0xa54ff53a;
   let h4: u32 = 0x510e527f, h5: u32 = 0x9b05688c, h6: u32 = 0x1f83d9ab, h7: u32 = 0x5be0cd19;
 
-  for (let block = from, end = from + padded.byteLength; block < end; block += 64) {
+  for (let at = 0; at < whole + lastLength; at += 64) {
+    const block = at < whole ? address + at : last + (at - whole);
     for (let t = 0; t < 16; t++) unchecked((W[t] = bswap<u32>(load<u32>(block + (t << 2)))));
     for (let t = 16; t < 64; t++) {
       const w15 = unchecked(W[t - 15]), w2 = unchecked(W[t - 2]);

@@ -4,9 +4,10 @@
 //! of RFC 6750 §2.3 is deliberately not looked at: a query stands in access logs, in browser histories, in `Referer`
 //! fields and in the handoff's data, and RFC 9700 §4.3.2 forbids it.
 
+use std::hint::black_box;
+
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 
 use crate::config::Config;
 
@@ -145,11 +146,19 @@ fn user<'a>(config: &'a Config, token: &[u8]) -> Option<&'a str> {
     let digest: Digest = Sha256::digest(token).into();
     let mut found = None;
     for (known, user) in &config.tokens {
-        if known.ct_eq(&digest).into() {
+        if is_same(known, &digest) {
             found = Some(user.as_str());
         }
     }
     found
+}
+
+/// Compares without an early end. Eight bytes at a time: a library that hides every byte from the compiler takes longer for
+/// ten tokens than all the rest of a decision; hiding the sum from it is what keeps the loop whole.
+fn is_same(known: &Digest, digest: &Digest) -> bool {
+    let pairs = known.as_chunks().0.iter().zip(digest.as_chunks().0);
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    black_box(pairs.fold(0, |difference, (known, digest)| difference | (word(known) ^ word(digest)))) == 0
 }
 
 fn data(user: &str, request: &Request) -> Vec<u8> {

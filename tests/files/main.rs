@@ -1,24 +1,21 @@
-//! Files of a folder as answers: which are served, whole or in part, and what cannot be had by any path, link or race.
+//! Files of a folder as answers: which are served, whole or in part, and to whom they are not sent again.
 
 #![cfg(feature = "gateway")]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod beneath;
+mod nginx;
+mod reading;
 
 use std::fs::{self, File};
 use std::future::Future;
-use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use baton::files::{Conditions, Folder, Refusal, Wanted};
 use baton::upstream::{Answer, Body, Fault, Piece};
-use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
-use nix::sys::stat::Mode;
-use nix::unistd::{Uid, mkfifo, setfsuid};
 use support::{folder, patience};
 use tempfile::TempDir;
 
@@ -141,6 +138,14 @@ fn field<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
     answer.fields.get(name).map(|value| value.to_str().unwrap())
 }
 
+/// What a refusal says in its one field.
+#[track_caller]
+fn says<'a>(refusal: &'a Refusal, name: &str) -> &'a str {
+    let (said, value) = refusal.field.as_ref().expect(name);
+    assert_eq!(said.as_str(), name);
+    value.to_str().unwrap()
+}
+
 #[test]
 fn a_file_is_served_whole() {
     let site = Site::new();
@@ -171,7 +176,7 @@ fn an_empty_file_is_one() {
     assert_eq!(site.get("/empty.txt", &[]), (200, vec![]));
     assert_eq!(site.get("/empty.txt", &[("range", "bytes=-1")]), (200, vec![]));
     let refusal = site.ask("GET", "/empty.txt", &[("range", "bytes=0-0")]).unwrap_err();
-    assert_eq!((refusal.status, &refusal.fields["content-range"]), (416, &"bytes */0".parse().unwrap()));
+    assert_eq!((refusal.status, says(&refusal, "content-range")), (416, "bytes */0"));
 }
 
 #[test]
@@ -180,7 +185,7 @@ fn other_methods_are_told_which_there_are() {
     site.put("a", "");
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "get"] {
         let refusal = site.ask(method, "/a", &[]).unwrap_err();
-        assert_eq!((refusal.status, refusal.fields["allow"].as_bytes()), (405, &b"GET, HEAD"[..]), "{method}");
+        assert_eq!((refusal.status, says(&refusal, "allow")), (405, "GET, HEAD"), "{method}");
     }
 }
 
@@ -195,7 +200,7 @@ fn a_directory_is_its_index_behind_a_slash() {
     assert_eq!(site.get("/a/", &[]).1, b"below");
     assert_eq!(field(&site.ask("GET", "/a/", &[]).unwrap(), "content-type"), Some("text/html; charset=utf-8"));
     for (target, location) in [("/a", "/a/"), ("/a?x=%2F/&y", "/a/?x=%2F/&y"), ("/a?", "/a/?"), ("/none", "/none/")] {
-        assert_eq!(site.refuses(target, 301).fields["location"], location, "{target}");
+        assert_eq!(says(&site.refuses(target, 301), "location"), location, "{target}");
     }
     // No listing, and nothing else in the index's place.
     site.refuses("/none/", 404);
@@ -207,10 +212,10 @@ fn a_directory_is_its_index_behind_a_slash() {
         let wanted = Wanted { method: "GET", path, below, query: Some("q"), conditions: Conditions::default() };
         now(site.files.answer(&wanted)).map(|answer| answer.status)
     };
-    assert_eq!(at("/prefix", "").unwrap_err().fields["location"], "/prefix/?q");
+    assert_eq!(says(&at("/prefix", "").unwrap_err(), "location"), "/prefix/?q");
     assert_eq!(at("/prefix/", "").unwrap(), 200);
     assert_eq!(at("/prefix/", "/").unwrap(), 200);
-    assert_eq!(at("/prefix/a", "a").unwrap_err().fields["location"], "/prefix/a/?q");
+    assert_eq!(says(&at("/prefix/a", "a").unwrap_err(), "location"), "/prefix/a/?q");
     assert_eq!(at("/prefix/a/", "a/").unwrap(), 200);
 }
 
@@ -322,292 +327,10 @@ fn a_part_is_the_bytes_that_were_asked_for() {
     }
     for range in [past.as_str(), "bytes=-0", "bytes=99999999999999999999999-"] {
         let refusal = site.ask("GET", "/a.bin", &[("range", range)]).unwrap_err();
-        let said = refusal.fields["content-range"].to_str().unwrap().to_owned();
-        assert_eq!((refusal.status, said), (416, format!("bytes */{end}")), "{range}");
+        let said = says(&refusal, "content-range");
+        assert_eq!((refusal.status, said), (416, format!("bytes */{end}").as_str()), "{range}");
         assert_eq!(site.ask("HEAD", "/a.bin", &[("range", range)]).unwrap().status, 200, "{range}");
     }
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn hidden_files_and_names_that_nobody_means_are_not_there() {
-    let site = Site::new();
-    for name in
-        [".env", ".git/config", "a/.htaccess", "a/b", "a\\b", ".well-known/security.txt", ".well-known/.x", "%2e"]
-    {
-        site.put(name, name);
-    }
-    for target in ["/.env", "/%2Eenv", "/.git/config", "/a/.htaccess", "/.well-known/.x", "/.git/", "/a%2Fb", "/a/b%00"]
-    {
-        site.refuses(target, 404);
-    }
-    for target in ["/a/../a/b", "/../www/a/b", "/%2e%2e/www/a/b", "/./a/b", "//a/b", "/a/b/", "/a/b%0A", "/%zz"] {
-        site.refuses(target, 404);
-    }
-    site.refuses(&format!("/{}", "x".repeat(256)), 404);
-    site.refuses(&"/x".repeat(4000), 404);
-    assert_eq!(site.get("/.well-known/security.txt", &[]).1, b".well-known/security.txt");
-    assert_eq!(site.get("/a%5Cb", &[]).1, b"a\\b");
-    // Decoded once.
-    assert_eq!(site.get("/%252e", &[]).1, b"%2e");
-}
-
-#[test]
-fn links_are_followed_below_the_folder_only() {
-    let site = Site::new();
-    site.put("a/real.txt", "real");
-    fs::write(site.around.path().join("secret"), "secret").unwrap();
-    for (to, name) in [
-        ("a/real.txt", "within.txt"),
-        ("../a", "a/loopless"),
-        ("a", "folder"),
-        ("../secret", "out"),
-        ("a/../../secret", "around"),
-        ("..", "above"),
-        ("/etc/passwd", "absolute"),
-        ("/proc/self/root/etc/passwd", "magic"),
-        ("loop", "loop"),
-        ("nowhere", "dangling"),
-        ("/dev/zero", "zero"),
-    ] {
-        symlink(to, site.path(name)).unwrap();
-    }
-    symlink(site.path("a/real.txt"), site.path("full")).unwrap();
-    for target in ["/within.txt", "/folder/real.txt", "/a/loopless/real.txt"] {
-        assert_eq!(site.get(target, &[]).1, b"real", "{target}");
-    }
-    assert_eq!(site.refuses("/folder", 301).fields["location"], "/folder/");
-    for target in ["/out", "/around", "/above/secret", "/above", "/absolute", "/magic", "/loop", "/zero", "/full"] {
-        let refusal = site.refuses(target, 404);
-        assert!(refusal.error.unwrap().contains("link"), "{target}");
-    }
-    assert_eq!(site.refuses("/dangling", 404).error, None);
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn what_is_no_file_is_neither_served_nor_waited_for() {
-    let site = Site::new();
-    mkfifo(&site.path("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-    let _listener = UnixListener::bind(site.path("socket")).unwrap();
-    for target in ["/pipe", "/socket", "/pipe/", "/socket/"] {
-        site.refuses(target, 404);
-    }
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn a_file_that_may_not_be_read_is_forbidden() {
-    let site = Site::new();
-    let file = site.put("a", "x");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
-    fs::set_permissions(site.around.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Root may read anything: a thread of another user (setfsuid(2)) may not.
-    let files = site.files.clone();
-    let asked = std::thread::spawn(move || {
-        setfsuid(Uid::from_raw(65534));
-        now(ask(&files, "GET", "/a", &[])).unwrap_err()
-    });
-    let refusal = asked.join().unwrap();
-    assert_eq!(refusal.status, 403, "{refusal:?}");
-    assert!(refusal.error.unwrap().contains("ermission"));
-}
-
-#[test]
-fn a_folder_that_is_gone_is_our_fault_until_it_is_back() {
-    let site = Site::new();
-    site.put("a", "x");
-    let away = site.around.path().join("away");
-    fs::rename(site.path(""), &away).unwrap();
-    let refusal = site.refuses("/a", 503);
-    assert!(refusal.error.unwrap().contains("/www: "));
-    fs::rename(&away, site.path("")).unwrap();
-    assert_eq!(site.get("/a", &[]).1, b"x");
-}
-
-#[test]
-fn a_large_file_arrives_as_it_is_from_memory_and_from_the_disk() {
-    let site = Site::new();
-    let content = noise(10_000_000);
-    let path = site.put("large", &content);
-    let file = File::open(&path).unwrap();
-    file.sync_all().unwrap();
-    assert!(site.get("/large", &[]).1 == content);
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-    assert!(site.get("/large", &[]).1 == content);
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-    let range = [("range", "bytes=5000001-9999998")];
-    assert!(site.get("/large", &range).1 == content[5_000_001..9_999_999]);
-}
-
-#[test]
-fn the_length_counts_down_and_a_body_that_is_dropped_is_closed() {
-    let site = Site::new();
-    site.put("a", noise(5 * PIECE));
-    let mut answer = site.ask("GET", "/a", &[]).unwrap();
-    for left in (0..5).rev() {
-        assert_eq!(site.open_files(), 1);
-        let Some(Ok(Piece::Data(piece))) = now(next(&mut answer.body)) else { panic!("no piece") };
-        assert_eq!((piece.len(), answer.body.length()), (PIECE, Some((left * PIECE) as u64)));
-    }
-    assert_eq!(now(next(&mut answer.body)), None);
-    assert_eq!(now(next(&mut answer.body)), None);
-    drop(answer);
-    drop(site.ask("GET", "/a", &[]).unwrap());
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn a_file_that_shrinks_is_cut_and_never_filled_up() {
-    let site = Site::new();
-    let content = noise(20 * PIECE);
-    for left in [0, 1, PIECE, PIECE + 1, 20 * PIECE - 1] {
-        let path = site.put("a", &content);
-        now(async {
-            let mut answer = ask(&site.files, "GET", "/a", &[]).await.unwrap();
-            let Some(Ok(Piece::Data(first))) = next(&mut answer.body).await else { panic!("no piece") };
-            File::options().write(true).open(&path).unwrap().set_len(left as u64).unwrap();
-            let (rest, fault) = whole(answer.body).await.unwrap_err();
-            let served = [&first[..], &rest].concat();
-            assert!(served == content[..PIECE.max(left)], "{left}");
-            assert!(matches!(&fault, Fault::Broken(why) if why.contains("missing")), "{fault}");
-        });
-    }
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn a_cut_stays_one_however_often_it_is_asked_for_more() {
-    let site = Site::new();
-    let path = site.put("a", noise(2 * PIECE));
-    now(async {
-        let mut answer = ask(&site.files, "GET", "/a", &[]).await.unwrap();
-        next(&mut answer.body).await.unwrap().unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
-        for _ in 0..3 {
-            assert!(matches!(next(&mut answer.body).await, Some(Err(Fault::Broken(_)))));
-        }
-    });
-}
-
-#[test]
-fn a_file_that_grows_is_served_as_long_as_it_was() {
-    let site = Site::new();
-    let content = noise(2 * PIECE + 1);
-    let path = site.put("a", &content);
-    now(async {
-        let answer = ask(&site.files, "GET", "/a", &[]).await.unwrap();
-        File::options().append(true).open(&path).unwrap().write_all(&content).unwrap();
-        assert!(whole(answer.body).await.unwrap() == content);
-    });
-}
-
-/// A client that takes whatever comes at once leaves a turn to others.
-#[test]
-fn a_file_in_memory_does_not_keep_a_worker_to_itself() {
-    let site = Site::new();
-    let content = noise(64 << 20);
-    site.put("a", &content);
-    let (turns, done) = (AtomicU64::new(0), AtomicBool::new(false));
-    now(async {
-        let read = async {
-            let answer = ask(&site.files, "GET", "/a", &[]).await.unwrap();
-            let length = whole(answer.body).await.unwrap().len();
-            done.store(true, Ordering::Relaxed);
-            length
-        };
-        let others = async {
-            while !done.load(Ordering::Relaxed) {
-                turns.fetch_add(1, Ordering::Relaxed);
-                tokio::task::yield_now().await;
-            }
-        };
-        assert_eq!(tokio::join!(read, others).0, content.len());
-    });
-    assert!(turns.into_inner() >= 3);
-}
-
-/// While one thread swaps what stands at two names, `ask` is asked again and again.
-fn while_swapping(one: PathBuf, other: PathBuf, mut ask: impl FnMut()) {
-    let stop = Arc::new(AtomicBool::new(false));
-    let swaps = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
-                count += 1;
-            }
-            count
-        }
-    });
-    for _ in 0..20_000 {
-        ask();
-    }
-    stop.store(true, Ordering::Relaxed);
-    let swaps: u32 = swaps.join().unwrap();
-    assert!(swaps > 100, "{swaps}");
-}
-
-#[test]
-fn swapping_links_at_full_speed_shows_nothing_of_what_is_outside() {
-    let site = Site::new();
-    site.put("file", "inside");
-    site.put("folder/file", "inside");
-    let outside = site.around.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::write(outside.join("file"), "outside").unwrap();
-    symlink("../outside/file", site.path("file-out")).unwrap();
-    symlink("../outside", site.path("folder-out")).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    for (name, target) in [("file", "/file"), ("folder", "/folder/file")] {
-        let (mut shown, mut refused) = (0, 0);
-        while_swapping(site.path(name), site.path(&format!("{name}-out")), || {
-            runtime.block_on(async {
-                match ask(&site.files, "GET", target, &[]).await {
-                    Ok(answer) => {
-                        assert_eq!(whole(answer.body).await.unwrap(), b"inside");
-                        shown += 1;
-                    }
-                    Err(refusal) => {
-                        assert_eq!(refusal.status, 404, "{refusal:?}");
-                        refused += 1;
-                    }
-                }
-            });
-        });
-        // Both were met, or nothing was shown.
-        assert!(shown > 0 && refused > 0, "{name}: {shown} shown, {refused} refused");
-        println!("{name}: {shown} shown, {refused} refused");
-    }
-    assert_eq!(site.open_files(), 0);
-}
-
-#[test]
-fn a_deployment_that_swaps_the_folder_loses_no_request() {
-    let site = Site::new();
-    for (release, content) in [("r1", "one"), ("r2", "two, longer")] {
-        site.put(&format!("{release}/a/index.html"), content);
-    }
-    symlink("r1", site.path("current")).unwrap();
-    symlink("r2", site.path("next")).unwrap();
-    let files = Folder::new(site.path("current"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut seen = [0, 0];
-    while_swapping(site.path("current"), site.path("next"), || {
-        runtime.block_on(async {
-            let answer = ask(&files, "GET", "/a/", &[]).await.unwrap();
-            let length = answer.body.length();
-            let content = whole(answer.body).await.unwrap();
-            assert_eq!(length, Some(content.len() as u64));
-            match &content[..] {
-                b"one" => seen[0] += 1,
-                b"two, longer" => seen[1] += 1,
-                other => panic!("{other:?}"),
-            }
-        });
-    });
-    assert!(seen.iter().all(|&count| count > 0), "{seen:?}");
     assert_eq!(site.open_files(), 0);
 }
 

@@ -1,0 +1,88 @@
+//! Where an application's answer leads to another route of ours (`X-Accel-Redirect`).
+
+use hyper::HeaderMap;
+
+use super::Serving;
+use crate::client::Client;
+use crate::decision::{Action, Field, Outcome, Proxy, Respond};
+use crate::exchange::Exchange;
+use crate::http::path::normalise;
+use crate::request::Request;
+use crate::respond;
+use crate::route::{Route, Standard};
+use crate::upstream::Answer;
+
+use std::sync::Arc;
+
+/// What became of it.
+pub(super) enum Internal {
+    /// The request is over. The client is there if its connection goes on.
+    Over(Option<Client>),
+    /// An upstream is asked next; beside it the path that its path inside replaces.
+    Proxy(Box<Exchange>, Proxy, String),
+}
+
+impl Serving<'_> {
+    /// Does what the internal route of that path does. What is kept of the application's fields stands in for the route's own.
+    pub(super) async fn internal(
+        &mut self,
+        exchange: Exchange,
+        request: &Arc<Request>,
+        target: &str,
+        kept: &HeaderMap,
+    ) -> Internal {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let is_path = path.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        let path = if is_path { normalise(path).ok() } else { None };
+        let found = path.as_deref().and_then(|path| self.settings.routes.find_internal(request.head.host(), path));
+        let (Some(path), Some(Route { default: Some(default), .. })) = (&path, found) else {
+            let error = "X-Accel-Redirect leads to no internal route";
+            tracing::warn!(request = %request.id, target, error, "not redirected");
+            self.line.set(|r| r.error = Some(error.to_owned()));
+            return Internal::Over(self.fail(exchange, request, Outcome::UpstreamError, 404).await);
+        };
+        let route = found.expect("it was found");
+        match default {
+            Standard::File(folder) => match self.file_at(request, route, folder, path).await {
+                Ok(mut answer) => {
+                    replace(&mut answer, kept);
+                    Internal::Over(self.deliver_own(exchange, request, answer).await)
+                }
+                Err(refusal) => Internal::Over(self.no_file(exchange, request, refusal).await),
+            },
+            Standard::Action(Action::Proxy(proxy)) => {
+                let query = query.map_or_else(String::new, |query| format!("?{query}"));
+                let proxy = Proxy { path_and_query: Some(format!("{path}{query}")), ..proxy.clone() };
+                Internal::Proxy(Box::new(exchange), proxy, route.mount().to_owned())
+            }
+            Standard::Action(Action::Handoff(handoff)) => {
+                Internal::Over(Box::pin(self.hand_over(exchange, request, handoff, None)).await)
+            }
+            Standard::Action(Action::Respond(respond)) => {
+                let page = respond::answer(&with(respond, kept));
+                Internal::Over(self.answer(exchange, Outcome::Responded, &page).await)
+            }
+            Standard::Action(Action::Abort | Action::Pass(_)) => unreachable!("no configuration says so"),
+        }
+    }
+}
+
+fn replace(answer: &mut Answer, kept: &HeaderMap) {
+    for name in kept.keys() {
+        answer.fields.remove(name);
+    }
+    for (name, value) in kept {
+        answer.fields.append(name, value.clone());
+    }
+}
+
+fn with(respond: &Respond, kept: &HeaderMap) -> Respond {
+    let mut headers: Vec<Field> =
+        respond.headers.iter().filter(|field| !kept.contains_key(&field.name)).cloned().collect();
+    let field = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| Field {
+        name: name.as_str().to_owned(),
+        value: value.as_bytes().to_vec(),
+    };
+    headers.extend(kept.iter().map(field));
+    Respond { headers, ..respond.clone() }
+}
