@@ -66,7 +66,7 @@ impl Exchange {
             return Ok(Source::whole(whole));
         }
         let (feed, source) = feed(length);
-        self.state.upload = Some(Upload::new(self.state.framing, Some(feed), limits));
+        self.state.upload = Some(Box::new(Upload::new(self.state.framing, Some(feed), limits)));
         Ok(source)
     }
 
@@ -140,7 +140,7 @@ impl Exchange {
         loop {
             let Self { client, state } = self;
             let is_uploading = state.upload.is_some() && until_continue.is_none();
-            let client_deadline = state.upload.as_ref().filter(|_| is_uploading).and_then(Upload::deadline);
+            let client_deadline = state.upload.as_deref().filter(|_| is_uploading).and_then(Upload::deadline);
             let upstream_deadline = progressed + how.head_timeout;
             let deadline =
                 [client_deadline, until_continue].into_iter().flatten().fold(upstream_deadline, Instant::min);
@@ -210,6 +210,14 @@ impl Exchange {
         }
     }
 
+    /// Waits until the client has gone, with nothing behind it that is unread.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn gone(&mut self) {
+        poll_fn(|context| self.client.poll_gone(context)).await;
+    }
+
     /// An upload is over, or given up: what is left of the body is known by its framing again.
     pub(super) fn settle_upload(&mut self) {
         if let Some(upload) = self.state.upload.take() {
@@ -232,7 +240,7 @@ impl Exchange {
         }
         let mut upload = match self.state.upload.take() {
             Some(upload) => upload,
-            None => Upload::new(self.state.framing, None, limits),
+            None => Box::new(Upload::new(self.state.framing, None, limits)),
         };
         upload.unfeed();
         if self.state.expectation == Expectation::Continue {

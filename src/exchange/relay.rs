@@ -238,7 +238,7 @@ impl Relay {
             } else {
                 Some(*self.heard.get_or_insert(now) + silence)
             };
-            let upload_deadline = exchange.state.upload.as_ref().and_then(Upload::deadline);
+            let upload_deadline = exchange.state.upload.as_deref().and_then(Upload::deadline);
             let look = self.pace.as_ref().map(|(pace, _)| now + pace.stall() / LOOKS_PER_STALL);
             let wake = [deadline, upload_deadline, look].into_iter().flatten().min();
             let event = poll_fn(|context| self.poll(exchange, body, limits, context));

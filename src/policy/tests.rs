@@ -422,6 +422,10 @@ pub(super) fn logged(run: impl FnOnce()) -> Vec<String> {
             Ok(())
         }
     }
+    // With one subscriber alone, whichever thread comes first to a line decides for all whether anybody wants it.
+    static ANOTHER: LazyLock<tracing::Dispatch> =
+        LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish()));
+    LazyLock::force(&ANOTHER);
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();

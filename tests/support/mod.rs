@@ -13,6 +13,7 @@ pub mod load;
 pub mod peers;
 #[cfg(feature = "gateway")]
 pub mod shipped;
+pub mod upstream;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
