@@ -251,7 +251,13 @@ impl Relay {
             match event.await {
                 Event::Woken => {
                     let now = Instant::now();
-                    if exchange.state.upload.as_deref().and_then(Upload::deadline).is_some_and(|deadline| now >= deadline) {
+                    if exchange
+                        .state
+                        .upload
+                        .as_deref()
+                        .and_then(Upload::deadline)
+                        .is_some_and(|deadline| now >= deadline)
+                    {
                         exchange.settle_upload();
                     } else if now >= self.deadline(silence) {
                         return Err(match self.out.bytes {

@@ -76,7 +76,14 @@ impl UploadError {
 
 impl Upload {
     pub(super) fn new(framing: Framing, feed: Option<Feed>, limits: &Limits) -> Self {
-        Self { decoder: Decoder::new(framing), feed, pace: None, until: None, read: 0, bytes_max: limits.body_bytes_max }
+        Self {
+            decoder: Decoder::new(framing),
+            feed,
+            pace: None,
+            until: None,
+            read: 0,
+            bytes_max: limits.body_bytes_max,
+        }
     }
 
     /// What is left, for whoever drains it; `None` where it is lost in the middle of a chunk.

@@ -72,7 +72,13 @@ fn a_target_goes_on_as_the_client_wrote_it() {
         "/a?b?c??",
         "/~user/[x]|y",
     ] {
-        check(&gateway, &upstream, &format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"), &format!("GET {target} HTTP/1.1"), "");
+        check(
+            &gateway,
+            &upstream,
+            &format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"),
+            &format!("GET {target} HTTP/1.1"),
+            "",
+        );
     }
     check(&gateway, &upstream, "GET http://x/a?b HTTP/1.1\r\nHost: x\r\n\r\n", "GET /a?b HTTP/1.1", "");
     check(&gateway, &upstream, "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1.1", "");
@@ -164,7 +170,8 @@ fn what_is_for_everybody_goes_on_and_what_is_of_the_connection_does_not() {
         client.head();
     }
     // Who names fields that everybody needs is refused (CVE-2022-31813).
-    let refused = gateway.ask(&get("Connection: x-forwarded-for, via, forwarded, X-Forwarded-Host\r\nVia: 1.0 them\r\n"));
+    let refused =
+        gateway.ask(&get("Connection: x-forwarded-for, via, forwarded, X-Forwarded-Host\r\nVia: 1.0 them\r\n"));
     assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
     assert!(upstream.try_accept().is_none());
     // A client that understands trailers says so to us; we say it to the upstream.
