@@ -181,7 +181,7 @@ impl Serving<'_> {
     }
 
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
-    async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
+    pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
             self.line.set(|r| r.error = Some(format!("{error}, left by the upstream")));
             match error {

@@ -210,9 +210,8 @@ fn configure_is_ended_at_its_own_deadline() {
 }
 
 #[test]
-fn hooks_for_later_are_accepted_and_listed() {
-    let lines = logged(|| assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]));
-    assert!(lines.len() == 1 && lines[0].contains("does not call: on-response"), "{lines:#?}");
+fn all_hooks_of_a_module_are_listed() {
+    assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]);
 }
 
 #[test]
