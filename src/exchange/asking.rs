@@ -190,7 +190,7 @@ impl Exchange {
                 Ok(Event::Upload(Err(UploadError::Unwanted))) => self.settle_upload(),
                 Ok(Event::Upload(Err(UploadError::Closed))) => return Err(Interrupted::ClientGone),
                 Ok(Event::Upload(Err(error))) => {
-                    self.settle_upload();
+                    self.give_up_upload();
                     return Err(error.into());
                 }
                 Err(_) => {
@@ -200,7 +200,7 @@ impl Exchange {
                         self.say_continue(limits).await?;
                         progressed = Instant::now();
                     } else if client_deadline.is_some_and(|deadline| now >= deadline) {
-                        self.settle_upload();
+                        self.give_up_upload();
                         return Err(UploadError::TimedOut.into());
                     } else {
                         return Err(Fault::TimedOut { key: "head_timeout", limit: how.head_timeout }.into());
@@ -217,6 +217,12 @@ impl Exchange {
             // Lost in the middle of a chunk, nothing behind it is understood.
             self.state.framing = upload.rest().unwrap_or(Framing::Length(u64::MAX));
         }
+    }
+
+    /// An upload broke a limit: what is left of the body is not waited for, the client is closed behind its answer.
+    fn give_up_upload(&mut self) {
+        self.settle_upload();
+        self.state.framing = Framing::Length(u64::MAX);
     }
 
     /// Reads what the upstream left of the body, and throws it away: then the client can be given to somebody else.
@@ -255,7 +261,10 @@ impl Exchange {
             }
         };
         self.state.upload = Some(upload);
-        self.settle_upload();
+        match result {
+            Ok(()) => self.settle_upload(),
+            Err(_) => self.give_up_upload(),
+        }
         result
     }
 
