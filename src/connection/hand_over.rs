@@ -283,6 +283,7 @@ impl Serving<'_> {
     /// Answers, or resets behind a head, a client whose message was not read in time.
     fn end_unread(&mut self, unread: Unread, state: &State, has_head: bool, target: &Target, request: &Request) {
         let reason = if unread.can_be_read() { UNREAD } else { UNKNOWN };
+        self.line.set(|r| r.bytes_in += state.body_bytes());
         if has_head {
             self.sealed(unread.reset(), reason, 0, target, request);
         } else {
@@ -398,7 +399,10 @@ impl Serving<'_> {
             });
             match tried.result {
                 Ok(_) => {
-                    self.line.set(|r| r.outcome = Outcome::HandedOff);
+                    self.line.set(|r| {
+                        r.outcome = Outcome::HandedOff;
+                        r.bytes_in += state.body_bytes();
+                    });
                     return Tried::Over(None);
                 }
                 Err(SendError::Refused { client, stage, source }) => {
@@ -435,7 +439,10 @@ impl Serving<'_> {
                 Err(error) => {
                     let is_gone = matches!(error, SendError::ClientGone { .. });
                     self.not_handed_over(request, target.name(), by, chain(&error));
-                    self.line.set(|r| r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered });
+                    self.line.set(|r| {
+                        r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered };
+                        r.bytes_in += state.body_bytes();
+                    });
                     return Tried::Over(None);
                 }
             }
