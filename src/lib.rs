@@ -9,8 +9,11 @@
 //! - A **request head** is the request line and the fields, parsed, with its exact bytes. A **route** says which policies
 //!   and which default a request gets.
 //! - A **policy** is a component that exports our world (`wit/policy.wit`). A **generation** of it is one loaded and proved
-//!   module, numbered from 1. It answers with a **decision**: handoff, respond, pass or abort. When it fails, its
+//!   module, numbered from 1. It answers with a **decision**: handoff, proxy, respond, pass or abort. When it fails, its
 //!   **on_error** decides.
+//! - An **upstream** is a named group of servers that answer through us: over HTTP, or as FastCGI programs. What one says
+//!   is **relayed**, unless a policy, or the application itself, gives the client to somebody else before it has seen a
+//!   byte.
 //! - A **target** is a named group of **daemons**: local processes that receive clients, each in a **dialect**. A
 //!   **handoff** is passing a client and its **message** to one of them. It is *taken* when the daemon has read the
 //!   message, *refused* when it certainly was not read and the client is still ours, *unanswered* when nobody can know.
@@ -26,15 +29,17 @@
 //! 3. [`route`] finds policies and default: host, then exact path, then longest prefix.
 //! 4. [`policy`] asks each policy in turn. Guest code runs on the worker's thread, bounded in time, memory and stack. Its
 //!    body-prefix is served by [`exchange`], which shows the body and takes nothing.
-//! 5. [`connection`] has the one `match` over what was decided: abort, handoff, pass or respond.
+//! 5. [`connection`] has the one `match` over what was decided: abort, handoff, pass, proxy or respond.
 //! 6. A handoff moves the socket into [`handoff::send`] by way of [`target`]. Taken: our copy is closed. Refused: the socket
 //!    comes back inside the error, the next daemon is tried, then the policy that decided is asked what else, up to three
-//!    times, at last the client is answered 503. Unread at the deadline:
-//!    answered and shut in one breath. Unanswered: closed, unwritten. Behind a response's head that was written here, what
-//!    would be an answer is a reset.
-//! 7. An answer is written by [`exchange`]; what nobody wanted of the body is drained, or the connection is closed in a way
+//!    times, at last the client is answered 503. Unread at the deadline: answered and shut in one breath. Unanswered: closed,
+//!    unwritten. Behind a response's head that was written here, what would be an answer is a reset.
+//! 7. A proxied request goes to [`upstream`], its body as fast as it is taken there. When the head of the answer is here, the
+//!    policies that have a hook for it are asked, then the application's own wish is done: a handoff, another route. Else it
+//!    is relayed, the slower side setting the pace. An answer that is cut never looks whole.
+//! 8. An answer of ours is written by [`exchange`]; what nobody wanted of the body is drained, or the connection is closed in a way
 //!    that lets the answer arrive. Then the next head, in order.
-//! 8. The [`access_log`]'s line is written when it is dropped, whatever happened; and the policies that were asked are told,
+//! 9. The [`access_log`]'s line is written when it is dropped, whatever happened; and the policies that were asked are told,
 //!    in tasks of their own.
 //!
 //! # The life of a reload
@@ -48,10 +53,9 @@
 //! # The life of a drain
 //!
 //! TERM or INT: who has connected is accepted and served, also clients that have said nothing yet, which takes the kernel a
-//! second; then the listeners close. Idle
-//! connections are closed now, requests under way are finished and answered with `Connection: close`. Clients that were
-//! handed over are not ours and not waited for. The last [`drain::Guard`] ends the process with 0; so do the deadline and
-//! a second signal, which say how many were cut.
+//! second; then the listeners close. Idle connections are closed now, requests under way are finished and answered with
+//! `Connection: close`. Clients that were handed over are not ours and not waited for. The last [`drain::Guard`] ends the
+//! process with 0; so do the deadline and a second signal, which say how many were cut.
 //!
 //! # Threads
 //!
@@ -73,7 +77,7 @@
 //! - The configuration is not handed around: each module owns its options, and `config` fills them in.
 //! - `unsafe` stands in `handoff::ancillary` only.
 //! - No task without an owner: `tokio::spawn` stands in [`drain`] only; a connection to an upstream is a task of its pool.
-//! - Upstreams answer callouts only in this version: `proxy` is refused by the configuration and fails a policy.
+//! - `fastcgi` connects to nobody, waits for no deadline and begins no task: whoever asks does.
 
 // In reading order.
 #[cfg(feature = "gateway")]

@@ -7,6 +7,7 @@
 mod fault;
 mod file;
 mod resolve;
+mod routes;
 mod servers;
 mod services;
 

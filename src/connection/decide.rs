@@ -12,8 +12,16 @@ use crate::policy::{BodyError, BodyPort, Generation, OnError, Peeks, PolicyError
 use crate::request::{Id, Request};
 use crate::route::{Route, Standard};
 
-/// A policy failed, and a request that it did not judge is not let through.
-pub(super) struct Denied;
+/// Why there is no decision.
+pub(super) enum Undecided {
+    /// A policy failed, and a request that it did not judge is not let through.
+    Denied,
+    /// The client left while a policy waited for somebody.
+    Gone,
+}
+
+/// The client left while a policy was being asked, which was ended.
+pub(super) struct Gone;
 
 /// What was decided, and whose words they are.
 pub(super) enum Decided<'a> {
@@ -28,11 +36,16 @@ impl Serving<'_> {
         route: &'r Route,
         request: &mut Arc<Request>,
         exchange: &mut Exchange,
-    ) -> Result<(Decided<'r>, Option<Arc<Generation>>), Denied> {
+    ) -> Result<(Decided<'r>, Option<Arc<Generation>>), Undecided> {
         for policy in &route.policies {
             let generation = policy.current();
             let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
-            let result = self.ask(&generation, request, exchange).await;
+            let Ok(result) = self.ask(&generation, request, exchange).await else {
+                self.line.set(|r| {
+                    (r.policy, r.generation) = (Some(Arc::clone(generation.policy())), Some(generation.number()));
+                });
+                return Err(Undecided::Gone);
+            };
             if is_watched() {
                 let decide_us = began.map_or(0, |began| micros(began.elapsed()));
                 let (method, target) = (request.head.method(), request.head.target());
@@ -57,7 +70,7 @@ impl Serving<'_> {
                     if is_passed_over(&generation, &failure) {
                         continue;
                     }
-                    return Err(Denied);
+                    return Err(Undecided::Denied);
                 }
             };
             if has_later_hooks {
@@ -82,12 +95,12 @@ impl Serving<'_> {
         generation: &Generation,
         request: &Arc<Request>,
         exchange: &mut Exchange,
-    ) -> Result<Decision, PolicyError> {
+    ) -> Result<Result<Decision, PolicyError>, Gone> {
         if generation.reads_body() {
             // Rare, and large beside the rest of the task: so it gets memory of its own.
             Box::pin(self.ask_and_show(generation, request, exchange)).await
         } else {
-            generation.on_request_at_once(self.worker.index, request)
+            Ok(generation.on_request_at_once(self.worker.index, request))
         }
     }
 
@@ -97,32 +110,41 @@ impl Serving<'_> {
         generation: &Generation,
         request: &Arc<Request>,
         exchange: &mut Exchange,
-    ) -> Result<Decision, PolicyError> {
+    ) -> Result<Result<Decision, PolicyError>, Gone> {
         let (port, peeks) = BodyPort::open();
         let asking = generation.on_request(self.worker.index, request, &port);
         self.showing(peeks, Some(exchange), asking).await
     }
 
     /// Waits for a policy that is being asked, and shows it the body where it can be shown.
+    ///
+    /// # Errors
+    /// The client has left meanwhile: the policy, which waits for somebody, is ended.
     pub(super) async fn showing<T>(
         &self,
         mut peeks: Peeks,
         mut exchange: Option<&mut Exchange>,
         asking: impl Future<Output = T>,
-    ) -> T {
+    ) -> Result<T, Gone> {
         let mut asking = std::pin::pin!(asking);
         loop {
-            tokio::select! {
-                biased;
-                answer = &mut asking => return answer,
-                Some(peek) = peeks.next() => {
-                    let prefix = match &mut exchange {
-                        Some(exchange) => self.show(exchange, peek.bytes_max()).await,
-                        None => Err(BodyError::NotAvailable),
-                    };
-                    peek.answer(prefix);
+            let gone = async {
+                match &mut exchange {
+                    Some(exchange) => exchange.gone().await,
+                    None => std::future::pending().await,
                 }
-            }
+            };
+            let peek = tokio::select! {
+                biased;
+                answer = &mut asking => return Ok(answer),
+                Some(peek) = peeks.next() => peek,
+                () = gone => return Err(Gone),
+            };
+            let prefix = match &mut exchange {
+                Some(exchange) => self.show(exchange, peek.bytes_max()).await,
+                None => Err(BodyError::NotAvailable),
+            };
+            peek.answer(prefix);
         }
     }
 

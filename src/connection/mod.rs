@@ -11,6 +11,7 @@ mod hand_over;
 mod internal;
 mod programs;
 mod proxy;
+mod refused;
 mod response;
 mod tunnel;
 
@@ -20,10 +21,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use self::account::Account;
-use self::decide::{Decided, Denied};
+use self::decide::{Decided, Undecided};
 pub use self::gate::Gates;
-pub use self::hand_over::ASKED_COUNT_MAX;
 use self::programs::Authorized;
+pub use self::refused::ASKED_COUNT_MAX;
 use crate::access_log::{Line, Sinks};
 use crate::admission::Place;
 use crate::arrival::{self, Arrival, Turn};
@@ -203,7 +204,11 @@ impl Serving<'_> {
         let (decided, by) = match found {
             Found::Route(route) => match self.decide(route, &mut request, &mut exchange).await {
                 Ok(decided) => decided,
-                Err(Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Denied) => return self.fail(exchange, &request, Outcome::PolicyError, 503).await,
+                Err(Undecided::Gone) => {
+                    self.line.set(|r| r.outcome = Outcome::ClientGone);
+                    return None;
+                }
             },
             Found::OtherMethods(allow) => {
                 let mut page = respond::page(405, form(&request), &settings.pages);
@@ -214,9 +219,9 @@ impl Serving<'_> {
         };
         let action = match &decided {
             Decided::Policy(action) | Decided::Route(Standard::Action(action)) => action,
-            Decided::Route(Standard::File(folder)) => {
+            Decided::Route(Standard::File(folder, fallback)) => {
                 let route = self.route.expect("a route's default was found by its route");
-                return Box::pin(self.file(exchange, &request, route, folder)).await;
+                return Box::pin(self.file(exchange, &request, route, folder, fallback.as_ref())).await;
             }
         };
         match action {

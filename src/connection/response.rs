@@ -114,7 +114,9 @@ impl Serving<'_> {
             let carry = self.line.carry_of(at).to_vec();
             let asking = generation.on_response(self.worker.index, request, &port, &head, &carry);
             // The body has gone to the upstream: there is none to be shown.
-            let result = self.showing(peeks, None, asking).await;
+            let Ok(result) = self.showing(peeks, None, asking).await else {
+                return Err(Judged::Fail(Outcome::PolicyError, 503));
+            };
             let decide_us = began.map_or(0, |began| micros(began.elapsed()));
             if is_watched() {
                 let (method, target, name) = (request.head.method(), request.head.target(), &upstream.options().name);
@@ -171,7 +173,7 @@ impl Serving<'_> {
     }
 
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
-    async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
+    pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
             self.line.set(|r| r.error = Some(format!("{error}, left by the upstream")));
             match error {
@@ -241,10 +243,7 @@ fn with_response_headers(mut data: Vec<u8>, fields: &HeaderMap, names: &[String]
             _ => drop(chosen.insert(name.clone(), values.into())),
         }
     }
-    let object = match serde_json::from_slice::<serde_json::Value>(&data) {
-        Ok(serde_json::Value::Object(object)) => object,
-        _ => return data,
-    };
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(&data) else { return data };
     if chosen.is_empty() || object.contains_key("response_headers") {
         return data;
     }

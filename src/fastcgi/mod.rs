@@ -1,7 +1,7 @@
 //! FastCGI 1.0, the client's side: one request over one connection, to a responder, an authorizer or a filter.
 //!
 //! What goes over the wire is understood by pure modules: [`record`] frames, [`pairs`] are variables, [`head`] is what a
-//! program writes in front of its body, [`environment`] says what it is told. [`ask`] moves the bytes: it writes a
+//! program writes in front of its body, [`environment`] and [`script`] say what it is told. [`ask`] moves the bytes: it writes a
 //! request while it reads its answer, because a program may answer before it has read everything, or nothing of it.
 //!
 //! Nothing here connects, waits for a deadline or begins a task. Whoever asks gives a connected stream, bounds the wait
@@ -18,15 +18,17 @@ pub mod naive;
 mod output;
 pub mod pairs;
 pub mod record;
+pub mod script;
 mod sending;
 mod stderr;
 mod values;
 
 pub use client::{Complain, Request, Settings, Unanswered, Verdict, ask, authorize, is_quiet};
-pub use environment::{Facts, Purpose, Scripts, Variables};
+pub use environment::{Facts, Purpose, Variables};
 pub use head::Limits;
 pub use input::Input;
 pub use record::Role;
+pub use script::Scripts;
 pub use values::{Values, ask_values};
 
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -3,10 +3,10 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "tests and fuzzers each take what they need")]
 
-use super::environment::{Script, Scripts, decode_path};
 use super::head::{HeadError, Limits, Reader};
 use super::pairs;
 use super::record::{Decoder, Kind, Part, RecordError};
+use super::script::{Script, Scripts, decode_path};
 
 /// A record as §3.3 draws it.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -135,6 +135,22 @@ pub fn request<'a>(
     Ok(())
 }
 
+/// The fields of a request that a program is told of, which gets them one by one and nothing of ours: what is nobody's word
+/// is not among them, nor a claim about the client that is not believed.
+pub fn for_program<'a, N: AsRef<str>>(
+    fields: impl Iterator<Item = (N, &'a [u8])>,
+    client: &Client<'_>,
+) -> impl Iterator<Item = (N, &'a [u8])> {
+    let believed = client.believed();
+    fields.filter(move |(name, _)| match kind_of_request(name.as_ref()) {
+        Kind::Banned => false,
+        Kind::Claim(Claim::Addresses) => believed.addresses,
+        Kind::Claim(Claim::Elements) => believed.elements,
+        Kind::Claim(_) => believed.peer,
+        _ => true,
+    })
+}
+
 /// Gives the fields of an answer, an interim one too, as they go on to `put`, ours last. `version` is the one in which it
 /// came.
 ///

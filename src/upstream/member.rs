@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::kept::Program;
 use super::pool::Pool;
-use super::programs::Program;
 use super::{Address, Options, Protocol, Server};
 
 /// How long a server that could not be connected to is tried after the others.

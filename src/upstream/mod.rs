@@ -14,6 +14,7 @@ mod feed;
 mod fetch;
 mod http;
 mod interim;
+mod kept;
 mod member;
 mod pool;
 mod programs;
@@ -244,7 +245,7 @@ impl Upstream {
         &self,
         question: &Question<'_>,
         mut request: fastcgi::Request,
-        ask: impl Fn(programs::Held, fastcgi::Request, fastcgi::Settings<programs::Held>) -> F,
+        ask: impl Fn(kept::Held, fastcgi::Request, fastcgi::Settings<kept::Held>) -> F,
     ) -> Result<T, Fault> {
         let mut last = no_servers();
         for member in self.in_turn() {

@@ -10,3 +10,5 @@ pub mod naive;
 pub mod pairs;
 #[path = "../../../src/fastcgi/record.rs"]
 pub mod record;
+#[path = "../../../src/fastcgi/script.rs"]
+pub mod script;
