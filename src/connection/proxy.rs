@@ -264,6 +264,28 @@ impl Serving<'_> {
         upstream: &Upstream,
         answer: Answer,
     ) -> Option<Client> {
+        self.deliver_as(Outcome::Proxied, exchange, request, upstream, answer).await
+    }
+
+    /// Relays the answer of an authorizer that does not let the request through.
+    pub(super) async fn deliver_refusal(
+        &mut self,
+        exchange: Exchange,
+        request: &Request,
+        upstream: &Upstream,
+        answer: Answer,
+    ) -> Option<Client> {
+        self.deliver_as(Outcome::Responded, exchange, request, upstream, answer).await
+    }
+
+    async fn deliver_as(
+        &mut self,
+        outcome: Outcome,
+        exchange: Exchange,
+        request: &Request,
+        upstream: &Upstream,
+        answer: Answer,
+    ) -> Option<Client> {
         let Answer { version, status, fields, body } = answer;
         let fields = match crate::upstream::end_to_end(&fields, version) {
             Ok(fields) => fields,
@@ -273,8 +295,7 @@ impl Serving<'_> {
             }
         };
         let answer = Answer { version, status, fields, body };
-        let from =
-            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Proxied };
+        let from = From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome };
         self.relay(exchange, request, &from, answer).await
     }
 
@@ -287,19 +308,6 @@ impl Serving<'_> {
     ) -> Option<Client> {
         let silence = self.settings.limits.body_timeout;
         let from = From { upstream: None, silence, outcome: Outcome::Responded };
-        self.relay(exchange, request, &from, answer).await
-    }
-
-    /// Relays the answer of an authorizer that does not let the request through.
-    pub(super) async fn deliver_refusal(
-        &mut self,
-        exchange: Exchange,
-        request: &Request,
-        upstream: &Upstream,
-        answer: Answer,
-    ) -> Option<Client> {
-        let from =
-            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Responded };
         self.relay(exchange, request, &from, answer).await
     }
 
