@@ -150,8 +150,7 @@ impl Client {
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until the client has closed, with nothing behind it that is unread: then nobody reads an answer. A client that
-    /// has sent more requests before it closed its side may read on.
+    /// Waits until the client has gone: nobody reads an answer.
     pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             if ready!(self.poll_readable(context)).is_err() || self.is_gone() {
@@ -160,16 +159,26 @@ impl Client {
         }
     }
 
-    /// Whether the client has closed, with nothing behind it that is unread.
+    /// Whether the client has closed its side, with nothing behind it that is unread, or has reset the connection. A client
+    /// that has sent more requests before it closed its side may read on.
     pub fn is_gone(&self) -> bool {
-        self.has_half_closed() && !matches!(self.peek(&mut [0]), Ok(1))
+        let ends = self.ends();
+        ends.contains(PollFlags::HUP) || !ends.is_empty() && !matches!(self.peek(&mut [0]), Ok(1))
     }
 
     /// Whether the client has closed its side: nothing comes behind what is here already.
     pub fn has_half_closed(&self) -> bool {
+        !self.ends().is_empty()
+    }
+
+    /// What has ended of the connection: `RDHUP` is the client's side, `HUP` both (poll(2)).
+    fn ends(&self) -> PollFlags {
         let mut ask = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
+        match rustix::event::poll(&mut ask, Some(&now)) {
+            Ok(_) => ask[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
     }
 
     /// Writes what there is room for of the slices, in their order; waits where there is none.

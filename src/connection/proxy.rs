@@ -12,13 +12,14 @@ use hyper::header::CONTENT_LENGTH;
 
 use super::Serving;
 use super::internal::Internal;
+use super::refused::ASKED_COUNT_MAX;
 use super::response::Judged;
 use crate::client::Client;
-use crate::decision::{Outcome, Proxy};
+use crate::decision::{Action, Outcome, Proxy};
 use crate::exchange::{Asking, CutShort, Exchange, Head, Interrupted};
 use crate::http::body::Framing;
 use crate::http::forward::Expect;
-use crate::policy::Generation;
+use crate::policy::{FailureStage, Generation, HandoffFailure};
 use crate::request::Request;
 use crate::respond;
 use crate::route::Route;
@@ -58,6 +59,7 @@ impl Serving<'_> {
         let mut exchange = exchange;
         let mount = self.route.map_or("/", Route::mount).to_owned();
         let mut round = Round { proxy: Cow::Borrowed(proxy), by, mount, is_repeated: false };
+        let mut asked = 0;
         for _ in 0..ROUNDS_MAX {
             let name = &round.proxy.upstream;
             let may_ask = round.by.as_ref().is_none_or(|by| by.may_proxy_to(name));
@@ -77,6 +79,14 @@ impl Serving<'_> {
                 Ok(Reply::Switched(fields, tunnel)) => {
                     self.tunnel(exchange, &fields, tunnel, upstream.options().tunnel_timeout).await;
                     return None;
+                }
+                Err(Interrupted::Fault(fault)) if round.by.as_ref().is_some_and(|by| by.hears_of_failures()) => {
+                    match Box::pin(self.after_fault(exchange, request, &upstream, fault, &mut round, &mut asked)).await
+                    {
+                        Ok(ours) => exchange = *ours,
+                        Err(client) => return client,
+                    }
+                    continue;
                 }
                 Err(interrupted) => return self.interrupted(exchange, request, &upstream, interrupted).await,
             };
@@ -115,6 +125,61 @@ impl Serving<'_> {
         tracing::warn!(request = %request.id, error, "not proxied");
         self.line.set(|r| r.error = Some(error));
         self.fail(exchange, request, Outcome::UpstreamError, 502).await
+    }
+
+    /// Asks the policy that named an upstream what to do now that it has failed. Returns the exchange for the next round.
+    ///
+    /// # Errors
+    /// The request is over. The client is there if its connection goes on.
+    async fn after_fault(
+        &mut self,
+        mut exchange: Exchange,
+        request: &Arc<Request>,
+        upstream: &Upstream,
+        fault: Fault,
+        round: &mut Round<'_>,
+        asked: &mut u32,
+    ) -> Result<Box<Exchange>, Option<Client>> {
+        let by = round.by.clone().expect("a policy named it");
+        *asked += 1;
+        let failure = HandoffFailure {
+            target: upstream.options().name.clone(),
+            stage: FailureStage::Upstream,
+            errno: None,
+            message: fault.to_string(),
+            attempt: *asked,
+            retryable: true,
+        };
+        let action = match *asked {
+            1..=ASKED_COUNT_MAX => self.ask_about_failure(&failure, Some(&mut exchange), request, &by).await,
+            _ => Ok(None),
+        };
+        let Ok(action) = action else {
+            self.line.set(|r| r.outcome = Outcome::ClientGone);
+            return Err(None);
+        };
+        match action {
+            Some(Action::Abort) => {
+                self.line.set(|r| r.outcome = Outcome::Aborted);
+                Err(None)
+            }
+            Some(Action::Handoff(handoff)) => match self.finish_body(&mut exchange).await {
+                Ok(()) => Err(Box::pin(self.hand_over(exchange, request, &handoff, Some(&by))).await),
+                Err(Judged::Fail(outcome, status)) => Err(self.fail(exchange, request, outcome, status).await),
+                Err(_) => unreachable!("a body that cannot be finished is a failure"),
+            },
+            // What the first one was sent of a body cannot be sent again.
+            Some(Action::Proxy(proxy)) if request.head.framing() == Framing::None => {
+                round.proxy = Cow::Owned(proxy);
+                Ok(Box::new(exchange))
+            }
+            Some(Action::Respond(respond)) => {
+                Err(self.answer(exchange, Outcome::Responded, &respond::answer(&respond)).await)
+            }
+            Some(Action::Pass(_) | Action::Proxy(_)) | None => {
+                Err(self.interrupted(exchange, request, upstream, fault.into()).await)
+            }
+        }
     }
 
     /// Asks a server, and does meanwhile what is to be done for the client.

@@ -123,9 +123,24 @@ impl Serving<'_> {
             Held::Ours(exchange) => Some(exchange),
             Held::Begun(_) | Held::Unread(..) => None,
         };
+        self.ask_about_failure(&failure, exchange, request, by).await
+    }
+
+    /// Asks the policy that named a target, or an upstream, what to do now that it has failed; `None` where the policy fails
+    /// itself.
+    ///
+    /// # Errors
+    /// The client has left meanwhile.
+    pub(super) async fn ask_about_failure(
+        &mut self,
+        failure: &HandoffFailure,
+        exchange: Option<&mut Exchange>,
+        request: &Arc<Request>,
+        by: &Generation,
+    ) -> Result<Option<Action>, Gone> {
         let began = self.line.clock().or_else(|| is_watched().then(Instant::now));
         let (port, peeks) = BodyPort::open();
-        let asking = by.on_handoff_failed(self.worker.index, request, &port, &failure, self.line.carry());
+        let asking = by.on_handoff_failed(self.worker.index, request, &port, failure, self.line.carry());
         let result = self.showing(peeks, exchange, asking).await?;
         if is_watched() {
             let decide_us = began.map_or(0, |began| micros(began.elapsed()));

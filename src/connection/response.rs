@@ -181,7 +181,7 @@ impl Serving<'_> {
     }
 
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
-    async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
+    pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
             self.line.set(|r| r.error = Some(format!("{error}, left by the upstream")));
             match error {
@@ -240,10 +240,7 @@ fn with_response_headers(mut data: Vec<u8>, fields: &HeaderMap, names: &[String]
             _ => drop(chosen.insert(name.clone(), values.into())),
         }
     }
-    let object = match serde_json::from_slice::<serde_json::Value>(&data) {
-        Ok(serde_json::Value::Object(object)) => object,
-        _ => return data,
-    };
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(&data) else { return data };
     if chosen.is_empty() || object.contains_key("response_headers") {
         return data;
     }

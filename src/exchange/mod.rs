@@ -53,7 +53,7 @@ pub struct State {
     written: u64,
     read: u64,
     /// The body while it is on its way to an upstream.
-    upload: Option<Upload>,
+    upload: Option<Box<Upload>>,
 }
 
 /// An answer that was written, or was to be.

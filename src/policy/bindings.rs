@@ -147,6 +147,7 @@ pub(super) fn failure(failure: &HandoffFailure) -> Failure {
             FailureStage::Connect => Stage::Connect,
             FailureStage::Resolve => Stage::Resolve,
             FailureStage::Send => Stage::Send,
+            FailureStage::Upstream => Stage::Upstream,
         },
         errno: failure.errno,
         message: failure.message.clone(),

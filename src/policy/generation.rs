@@ -92,15 +92,6 @@ impl Generation {
             return Err(LoadError::new(Stage::Configure, reason));
         }
         identity.put_in_force(targets.clone(), upstreams);
-        let uncalled = prove::uncalled(&proven);
-        if !uncalled.is_empty() {
-            tracing::info!(
-                policy = &*options.name,
-                generation = number,
-                "exports hooks that this version of the gateway does not call: {}",
-                uncalled.join(", ")
-            );
-        }
         let idle = (0..engine.workers()).map(|_| Mutex::default()).collect();
         Ok(Self {
             proven,
@@ -181,7 +172,7 @@ impl Generation {
         self.proven.template.exports().on_tick.map(|_| Duration::from_millis(ms.into()))
     }
 
-    /// Names of all hooks that it exports, as in `wit/policy.wit`; not all are called by this version.
+    /// Names of all hooks that it exports, as in `wit/policy.wit`.
     pub fn hooks(&self) -> &[&'static str] {
         &self.proven.hooks
     }

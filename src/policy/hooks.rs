@@ -68,6 +68,8 @@ pub enum FailureStage {
     Resolve,
     /// The message was to be sent.
     Send,
+    /// It was no target, but an upstream that did not answer.
+    Upstream,
 }
 
 /// What a failure-hook is told.

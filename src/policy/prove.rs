@@ -27,16 +27,16 @@ use super::wasi;
 use crate::http::head::{self, RequestHead};
 use crate::request::{Id, Origin, Peer, Request};
 
-/// Everything that a module may export, and whether this version calls it.
-const HOOKS: [(&str, &str, Called); 8] = [
-    (CONNECTION_HOOK, "on-connect", Called::Now),
-    (REQUEST_HOOK, "on-request", Called::Now),
-    (RESPONSE_HOOK, "on-response", Called::Later),
-    (FAILURE_HOOK, "on-handoff-failed", Called::Now),
-    (COMPLETE_HOOK, "on-complete", Called::Now),
-    (LIFECYCLE, "configure", Called::Now),
-    (LIFECYCLE, "on-tick", Called::Now),
-    (LIFECYCLE, "self-test", Called::Now),
+/// Everything that a module may export.
+const HOOKS: [(&str, &str); 8] = [
+    (CONNECTION_HOOK, "on-connect"),
+    (REQUEST_HOOK, "on-request"),
+    (RESPONSE_HOOK, "on-response"),
+    (FAILURE_HOOK, "on-handoff-failed"),
+    (COMPLETE_HOOK, "on-complete"),
+    (LIFECYCLE, "configure"),
+    (LIFECYCLE, "on-tick"),
+    (LIFECYCLE, "self-test"),
 ];
 
 /// `on-connect`.
@@ -55,12 +55,6 @@ const OFFERED: [&str; 11] =
 const WAITING: [(&str, &str); 2] = [("request", "body-prefix"), ("callout", "fetch")];
 /// The contract's own version.
 const VERSION: &str = "0.1.0";
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Called {
-    Later,
-    Now,
-}
 
 /// A module that works.
 #[derive(Debug)]
@@ -158,12 +152,6 @@ fn configure(
     }
 }
 
-/// Names of exported hooks that this version does not call.
-pub(super) fn uncalled(proven: &Proven) -> Vec<&'static str> {
-    let later = |name: &&str| HOOKS.iter().any(|(_, hook, called)| hook == name && *called == Called::Later);
-    proven.hooks.iter().copied().filter(later).collect()
-}
-
 fn stage(stage: Stage) -> impl Fn(PolicyError) -> LoadError {
     move |error| LoadError::new(stage, error)
 }
@@ -206,8 +194,8 @@ fn check_imports(component: &Component) -> Result<bool, LoadError> {
 }
 
 fn find_hooks(component: &Component) -> Result<Vec<&'static str>, LoadError> {
-    let found = HOOKS.iter().filter(|(interface, hook, _)| host::hook(component, interface, hook).is_some());
-    let hooks: Vec<_> = found.map(|&(_, hook, _)| hook).collect();
+    let found = HOOKS.iter().filter(|(interface, hook)| host::hook(component, interface, hook).is_some());
+    let hooks: Vec<_> = found.map(|&(_, hook)| hook).collect();
     if hooks.contains(&"on-request") {
         return Ok(hooks);
     }

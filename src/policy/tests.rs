@@ -210,9 +210,8 @@ fn configure_is_ended_at_its_own_deadline() {
 }
 
 #[test]
-fn hooks_for_later_are_accepted_and_listed() {
-    let lines = logged(|| assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]));
-    assert!(lines.len() == 1 && lines[0].contains("does not call: on-response"), "{lines:#?}");
+fn all_hooks_of_a_module_are_listed() {
+    assert_eq!(load("many_hooks").current().hooks(), ["on-request", "on-response", "on-tick"]);
 }
 
 #[test]
@@ -422,6 +421,10 @@ pub(super) fn logged(run: impl FnOnce()) -> Vec<String> {
             Ok(())
         }
     }
+    // With one subscriber alone, whichever thread comes first to a line decides for all whether anybody wants it.
+    static ANOTHER: LazyLock<tracing::Dispatch> =
+        LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish()));
+    LazyLock::force(&ANOTHER);
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();

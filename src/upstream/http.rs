@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Incoming};
@@ -38,15 +39,19 @@ pub(super) async fn ask(
     interims: &Interims,
 ) -> Result<Reply, (Fault, Option<Request<Source>>)> {
     let wants_switch = request.headers().contains_key(UPGRADE);
-    let told = interims.clone();
+    let (told, head_bytes_max, told_bytes) = (interims.clone(), options.head_bytes_max, AtomicUsize::new(0));
     hyper::ext::on_informational(&mut request, move |head| {
-        // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
-        if let Ok(fields) = end_to_end(head.headers()) {
+        // They wait here for a client that may not read: together they have as much room as one head.
+        let bytes: usize = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if told_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > head_bytes_max {
+            told.refuse(format!("interim answers over {head_bytes_max} bytes (head_bytes_max)"));
+        } else if let Ok(fields) = end_to_end(head.headers()) {
             told.put(Interim { status: head.status().as_u16(), fields });
         }
+        // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
     });
     let (connection, mut response) = loop {
-        let kept = pool.take().await;
+        let kept = pool.take();
         let was_kept = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
@@ -80,7 +85,11 @@ pub(super) async fn ask(
     }
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();
-    let body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
+    let mut body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
+    // Where there is no body, nobody asks for its end.
+    if body.incoming.is_end_stream() {
+        body.finish();
+    }
     let body: Box<dyn Body> = Box::new(body);
     Ok(Reply::Answer(Answer { status: head.status.as_u16(), fields: head.headers, body }))
 }
@@ -141,6 +150,15 @@ struct HttpBody {
     lease: Option<(Arc<Pool>, Connection)>,
 }
 
+impl HttpBody {
+    /// It is whole: another request may use its connection.
+    fn finish(&mut self) {
+        if let Some((pool, connection)) = self.lease.take() {
+            pool.keep(connection);
+        }
+    }
+}
+
 impl Body for HttpBody {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
@@ -154,9 +172,7 @@ impl Body for HttpBody {
                     return Poll::Ready(Some(Err(Fault::Broken(said(&error)))));
                 }
                 None => {
-                    if let Some((pool, connection)) = self.lease.take() {
-                        pool.keep(connection);
-                    }
+                    self.finish();
                     return Poll::Ready(None);
                 }
             };
@@ -169,11 +185,10 @@ impl Body for HttpBody {
                     let given = trailers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
                     forward::trailers(given, |name, value| super::put(&mut kept, name, value));
                     // Nothing follows, and nobody need ask.
-                    if let (Poll::Ready(None), Some((pool, connection))) =
-                        (Pin::new(&mut self.incoming).poll_frame(context), self.lease.take())
-                    {
-                        pool.keep(connection);
+                    if let Poll::Ready(None) = Pin::new(&mut self.incoming).poll_frame(context) {
+                        self.finish();
                     }
+                    self.lease = None;
                     return Poll::Ready(Some(Ok(Piece::Trailers(kept))));
                 }
             }

@@ -2,7 +2,7 @@
  * The daemon behind every gateway that is measured. However a request comes to
  * it, it gives the same small answer, or the same event stream.
  *
- * usage: daemon -u SOCKET [-d seqpacket|fdpass|http] [-e]
+ * usage: daemon -u SOCKET [-d seqpacket|fdpass|http] [-s BYTES] [-e]
  *
  * -d is how a request comes:
  *   seqpacket  the client, by SCM_RIGHTS with a message; one connection each
@@ -10,6 +10,8 @@
  *              of its own; the gateway has written the answer's head
  *   http       its bytes, relayed: an HTTP/1 server for requests without a
  *              body, which keeps a connection as long as the other side asks
+ * -s is how long the body of an answer to a relayed request is, on a connection
+ *    that is kept: the small one over and over. Default: once.
  * -e gives event streams: a head and a message, then a message every second
  * until the client is gone.
  *
@@ -36,6 +38,7 @@ enum {
 	DESCRIPTORS_MAX = 253,
 	FDS_MAX = 65536,
 	MESSAGE_BYTES_MAX = 128 * 1024,
+	BODY_BYTES_MAX = 64 * 1024, /* with its head less than a Unix socket takes at once */
 	TICK_MS = 10,
 	TICKS = 100, /* after which a stream's turn comes again: 1 s */
 };
@@ -47,7 +50,8 @@ enum {
 #define CLOSED "Connection: close\r\n"
 
 static const char answer_closed[] = HEAD("text/plain") KEPT CLOSED "\r\n" BODY;
-static const char answer_kept[] = HEAD("text/plain") KEPT "\r\n" BODY;
+static char answer_kept[BODY_BYTES_MAX + 256]; /* with a body of the length that was asked for */
+static size_t answer_kept_len;
 static const char stream_began[] = HEAD("text/event-stream") CLOSED "\r\n" MESSAGE;
 static const char message[] = MESSAGE;
 
@@ -208,7 +212,7 @@ static int relayed(int connection)
 		give(connection, answer_closed, sizeof answer_closed - 1);
 		return 0;
 	}
-	give(connection, answer_kept, sizeof answer_kept - 1);
+	give(connection, answer_kept, answer_kept_len);
 	return -1;
 }
 
@@ -240,6 +244,13 @@ static int listen_on(const char *path)
 	return s;
 }
 
+static void make_answer(size_t body_len)
+{
+	answer_kept_len = (size_t)sprintf(answer_kept, HEAD("text/plain") "Content-Length: %zu\r\n\r\n", body_len);
+	for (size_t i = 0; i < body_len; i++)
+		answer_kept[answer_kept_len++] = BODY[i % (sizeof BODY - 1)];
+}
+
 static int start_timer(void)
 {
 	struct itimerspec every = { { 0, TICK_MS * 1000000 }, { 0, TICK_MS * 1000000 } };
@@ -258,17 +269,20 @@ int main(int argc, char **argv)
 	const char *path = NULL;
 	sigset_t report;
 	int listener, signals, timer = -1;
+	long body_len = sizeof BODY - 1;
 
-	for (int o; (o = getopt(argc, argv, "u:d:e")) != -1;) {
+	for (int o; (o = getopt(argc, argv, "u:d:s:e")) != -1;) {
 		switch (o) {
 		case 'u': path = optarg; break;
 		case 'd': dialect = *optarg == 'f' ? FDPASS : *optarg == 'h' ? HTTP : SEQPACKET; break;
+		case 's': body_len = atol(optarg); break;
 		case 'e': is_streaming = 1; break;
 		default: return 2;
 		}
 	}
-	if (!path)
+	if (!path || body_len < 1 || body_len > BODY_BYTES_MAX)
 		return 2;
+	make_answer((size_t)body_len);
 	getrlimit(RLIMIT_NOFILE, &fds);
 	fds.rlim_cur = fds.rlim_max < FDS_MAX ? fds.rlim_max : FDS_MAX;
 	setrlimit(RLIMIT_NOFILE, &fds); /* one descriptor for each stream */

@@ -2,7 +2,10 @@
  * The load: a closed loop of clients, each with one request at a time and a
  * new TCP connection for every request, read to its end.
  *
- * usage: load -p PORT -b TOKEN [-c CLIENTS] [-n REQUESTS] [-w WARMUP] [-t SECONDS_MAX]
+ * usage: load -p PORT -b TOKEN [-c CLIENTS] [-n REQUESTS] [-w WARMUP] [-t SECONDS_MAX] [-k BYTES]
+ *
+ * -k keeps the connections, from the warm-up on, and expects bodies of so many
+ * bytes, with a Content-Length. One that an answer says is closed is made anew.
  *
  * Runs the warm-up to its end, says `warm` on standard output and waits for a
  * line on standard input: whoever measures reads the gateway's counters there,
@@ -35,10 +38,11 @@ enum { ANSWER_BYTES_MAX = 1024 };
 enum end { GOOD, ERROR, NOT_200 };
 
 struct client {
-	int socket;
-	enum { CONNECTING, READING } state;
+	int socket; /* -1: none; one that is kept stays */
+	enum { IDLE, CONNECTING, READING } state;
 	uint64_t began_ns, body_ns;
-	size_t got;
+	size_t got;      /* of the answer; of one that is kept: of its head */
+	size_t body_got; /* of one that is kept, whose head is whole when body_ns is set */
 	char answer[ANSWER_BYTES_MAX + 1];
 };
 
@@ -50,6 +54,7 @@ static uint32_t *latencies_ns; /* of good answers in the present part; 4.29 s is
 static long count, errors, not_200;
 static long begun, ended;
 static int epoll;
+static size_t kept_body_len; /* 0: connections are not kept */
 
 static uint64_t now_ns(void)
 {
@@ -63,8 +68,11 @@ static void end(struct client *c, enum end how)
 {
 	uint64_t ns = c->body_ns - c->began_ns;
 
-	close(c->socket);
-	c->socket = -1;
+	if (how != GOOD || !kept_body_len || strcasestr(c->answer, "\r\nConnection: close\r\n")) {
+		close(c->socket);
+		c->socket = -1;
+	}
+	c->state = IDLE;
 	ended++;
 	if (how == GOOD)
 		latencies_ns[count++] = ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
@@ -77,11 +85,12 @@ static void end(struct client *c, enum end how)
 static void send_request(struct client *c)
 {
 	struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
+	int is_new = c->state == CONNECTING;
 
 	c->state = READING;
 	if (send(c->socket, request, request_len, MSG_NOSIGNAL) != (ssize_t)request_len)
 		end(c, ERROR);
-	else
+	else if (is_new)
 		epoll_ctl(epoll, EPOLL_CTL_MOD, c->socket, &e);
 }
 
@@ -90,8 +99,13 @@ static void begin(struct client *c)
 	struct epoll_event e = { .events = EPOLLOUT, .data.ptr = c };
 
 	begun++;
+	c->got = c->body_ns = c->body_got = 0;
+	if (c->socket >= 0) {
+		c->began_ns = now_ns();
+		send_request(c);
+		return;
+	}
 	c->state = CONNECTING;
-	c->got = c->body_ns = 0;
 	c->socket = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	c->began_ns = now_ns();
 	if (connect(c->socket, (struct sockaddr *)&gateway, sizeof gateway) < 0 && errno != EINPROGRESS)
@@ -133,6 +147,71 @@ static void read_answer(struct client *c)
 		end(c, ERROR);
 }
 
+/* What is to come of an answer that is kept: the first bytes of it are the head's. Returns 0 when it is not what is
+ * expected. */
+static int take(struct client *c, const char *bytes, size_t len)
+{
+	const char *head_end, *length;
+
+	while (!c->body_ns && len > 0) {
+		size_t before = c->got, count = ANSWER_BYTES_MAX - before;
+
+		if (count == 0)
+			return 0;
+		if (count > len)
+			count = len;
+		memcpy(c->answer + before, bytes, count);
+		c->got += count;
+		c->answer[c->got] = '\0';
+		if (!(head_end = strstr(c->answer, "\r\n\r\n"))) {
+			bytes += count;
+			len -= count;
+			continue;
+		}
+		c->got = (size_t)(head_end + 4 - c->answer);
+		c->answer[c->got] = '\0';
+		length = strcasestr(c->answer, "\r\nContent-Length: ");
+		if (!length || strtoul(length + 18, NULL, 10) != kept_body_len)
+			return 0;
+		c->body_ns = now_ns();
+		bytes += c->got - before;
+		len -= c->got - before;
+	}
+	if (len > kept_body_len - c->body_got)
+		return 0;
+	while (len > 0) {
+		size_t at = c->body_got % (sizeof body - 1), count = sizeof body - 1 - at;
+
+		if (count > len)
+			count = len;
+		if (memcmp(bytes, body + at, count) != 0)
+			return 0;
+		c->body_got += count;
+		bytes += count;
+		len -= count;
+	}
+	return 1;
+}
+
+/* Of a connection that is kept. */
+static void read_kept(struct client *c)
+{
+	static char bytes[256 * 1024];
+	ssize_t n = recv(c->socket, bytes, sizeof bytes, 0);
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (c->state == IDLE) { /* the gateway has had enough of it, or says what nobody asked */
+		errors += n > 0;
+		close(c->socket);
+		c->socket = -1;
+	} else if (n <= 0 || !take(c, bytes, (size_t)n)) {
+		end(c, ERROR);
+	} else if (c->body_got == kept_body_len) {
+		end(c, strncmp(c->answer, "HTTP/1.1 200 ", 13) == 0 ? GOOD : NOT_200);
+	}
+}
+
 /* One part of the run; what is unfinished at `due_ns` is an error. */
 static void run(long requests, int clients_count, uint64_t due_ns)
 {
@@ -149,9 +228,11 @@ static void run(long requests, int clients_count, uint64_t due_ns)
 
 			if (c->state == CONNECTING)
 				send_request(c);
+			else if (kept_body_len)
+				read_kept(c);
 			else
 				read_answer(c);
-			if (c->socket < 0 && begun < requests)
+			if (c->state == IDLE && begun < requests)
 				begin(c);
 		}
 		if (now_ns() > due_ns || (n == 0 && begun == ended))
@@ -178,23 +259,30 @@ int main(int argc, char **argv)
 	int clients_count = 64, seconds_max = 60;
 	uint64_t began_ns, due_ns;
 	double seconds;
+	const char *token = NULL;
 
-	for (int o; (o = getopt(argc, argv, "p:b:c:n:w:t:")) != -1;) {
+	for (int o; (o = getopt(argc, argv, "p:b:c:n:w:t:k:")) != -1;) {
 		switch (o) {
 		case 'p': gateway.sin_port = htons((in_port_t)atoi(optarg)); break;
-		case 'b': request_len = (size_t)snprintf(request, sizeof request, request_format, optarg); break;
+		case 'b': token = optarg; break;
 		case 'c': clients_count = atoi(optarg); break;
 		case 'n': requests = atol(optarg); break;
 		case 'w': warmup = atol(optarg); break;
 		case 't': seconds_max = atoi(optarg); break;
+		case 'k': kept_body_len = strtoul(optarg, NULL, 10); break;
 		default: return 2;
 		}
 	}
-	if (gateway.sin_port == 0 || request_len == 0 || request_len >= sizeof request ||
+	if (!token)
+		return 2;
+	request_len = (size_t)snprintf(request, sizeof request, request_format, token, kept_body_len ? "keep-alive" : "close");
+	if (gateway.sin_port == 0 || request_len >= sizeof request ||
 	    clients_count < 1 || requests < 1 || warmup < 0)
 		return 2;
 	gateway.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	clients = calloc((size_t)clients_count, sizeof *clients);
+	for (int i = 0; i < clients_count; i++)
+		clients[i].socket = -1;
 	latencies_ns = calloc((size_t)(requests > warmup ? requests : warmup), sizeof *latencies_ns);
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	due_ns = now_ns() + (uint64_t)seconds_max * 1000000000;

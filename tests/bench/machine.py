@@ -114,6 +114,16 @@ def wait_for_port(port, listeners, p, log):
     raise Failed(f"{p.args[0]} does not listen on {port}: {tail(log)}")
 
 
+def wait_for_unix(path, p, log):
+    """Waits until a socket listens there; connecting to it would be counted as load."""
+    due = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < due and p.poll() is None:
+        if any(row.split()[-1] == str(path) for row in pathlib.Path("/proc/net/unix").read_text().splitlines()):
+            return
+        time.sleep(0.01)
+    raise Failed(f"{p.args[0]} does not listen on {path}: {tail(log) if log.exists() else ''}")
+
+
 def compile_c(source, to):
     built = to / pathlib.Path(source).stem
     cc = subprocess.run(["cc", "-O2", "-o", built, source], capture_output=True, text=True, timeout=120)

@@ -4,6 +4,7 @@ The configurations are what each program's own manual gives for this work: two w
 log, and otherwise its defaults. README.md says what they are compared for.
 """
 import contextlib
+import glob
 import hashlib
 import os
 import pathlib
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from machine import HERE, ROOT, Failed, compile_c, first_line, free_port, line_in, line_with, process, wait_for_port
+from machine import HERE, ROOT, Failed, compile_c, first_line, free_port, line_in, line_with, process, wait_for_port, wait_for_unix
 
 WORKERS = 2
 TOKEN = "8f14e45fceea167a5a36dedd4bea2543"  # what every request carries
@@ -21,6 +22,7 @@ APACHE_MODULES = pathlib.Path("/usr/lib/apache2/modules")  # Debian's
 
 FLOORS = ("floor", "floor-read")
 BATONS = ("baton", "baton-nopolicy")
+RELAYS = ("baton-proxy", "baton-fastcgi")  # what answers through us
 # The same policy in other languages, as policies/build leaves it. Interpreters need more than the defaults.
 INTERPRETED = ("javascript", "python")
 LANGUAGES = tuple(f"baton-{language}" for language in ("assemblyscript", "c", "go", *INTERPRETED))
@@ -36,6 +38,13 @@ SERVERS = {
     "apache-fdpass": ("apache2", "fdpass"),
 }
 ALL = (*FLOORS, *BATONS, *SERVERS)
+# The same two before PHP-FPM, which they and Baton connect to anew for each request, as they do by themselves.
+PROGRAMS = {
+    "baton-fastcgi": None,
+    "nginx-fastcgi": "nginx",
+    "haproxy-fastcgi": "haproxy",
+}
+PHP_CHILDREN = 4
 REFERENCE = ("reference", "reference-read")
 
 
@@ -44,31 +53,49 @@ def program(name):
     return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
 
 
+def php_fpm():
+    """Debian names it by its version."""
+    found = sorted(glob.glob("/usr/sbin/php-fpm*"))
+    return program("php-fpm") or (found[-1] if found else None)
+
+
 def is_here(name):
+    if name in PROGRAMS:
+        return php_fpm() is not None and (PROGRAMS[name] is None or program(PROGRAMS[name]) is not None)
     if name not in SERVERS:
         return True
     return program(SERVERS[name][0]) is not None and (
         not name.startswith("apache") or (APACHE_MODULES / "mod_proxy_fdpass.so").exists())
 
 
+def needs(name):
+    return SERVERS[name][0] if name in SERVERS else " and ".join(filter(None, ["php-fpm", PROGRAMS[name]]))
+
+
 def chosen(wanted, otherwise=ALL):
     """The peers to measure. Whoever names one wants it; of the others, those that are here."""
     for name in wanted or ():
         if not is_here(name):
-            raise Failed(f"{name}: {SERVERS[name][0]} is not installed")
+            raise Failed(f"{name}: {needs(name)} is not installed")
     for name in () if wanted else otherwise:
         if not is_here(name):
-            print(f"{name} is left out: {SERVERS[name][0]} is not installed", file=sys.stderr)
+            print(f"{name} is left out: {needs(name)} is not installed", file=sys.stderr)
     return list(wanted or filter(is_here, otherwise))
 
 
 def versions(names):
     """Of the servers among these peers."""
-    needed = sorted({SERVERS[name][0] for name in names if name in SERVERS})
-    return {name: first_line(program(name), "-v") for name in needed}
+    needed = {SERVERS[name][0] for name in names if name in SERVERS}
+    needed |= {PROGRAMS[name] for name in names if PROGRAMS.get(name)}
+    found = {name: first_line(program(name), "-v") for name in sorted(needed)}
+    if any(name in PROGRAMS for name in names):
+        found["php-fpm"] = first_line(php_fpm(), "-v")
+    return found
 
 
 def daemon_dialect(name):
+    if name in RELAYS:
+        return "http"
     return SERVERS[name][1] if name in SERVERS else "seqpacket"
 
 
@@ -113,11 +140,56 @@ targets = ["chat"]
     return text
 
 
-def nginx_config(directory, port, daemon_socket, keepalive, streams):
+def baton_relay_config(upstream):
+    """`upstream`: the lines of the one that everything goes to."""
+    return f"""[gateway]
+workers = {WORKERS}
+
+[[listener]]
+name = "http"
+address = "127.0.0.1:0"
+
+[upstream.daemon]
+{upstream}
+
+[[route]]
+path = "/"
+default = {{ proxy = "daemon" }}
+"""
+
+
+def php_fpm_config(directory, socket):
+    return f"""[global]
+daemonize = no
+error_log = {directory}/php-fpm.log
+[www]
+listen = {socket}
+listen.mode = 0666
+listen.backlog = 4096
+pm = static
+pm.max_children = {PHP_CHILDREN}
+{"user = nobody" if os.geteuid() == 0 else ""}
+{"group = nogroup" if os.geteuid() == 0 else ""}
+"""
+
+
+def php_page(body_bytes):
+    """Answers as the daemon does."""
+    return f"""<?php
+header('Content-Type: text/plain');
+header('Content-Length: {body_bytes}');
+echo substr(str_repeat("Hello, world\n", {body_bytes // 13 + 1}), 0, {body_bytes});
+"""
+
+
+def nginx_config(directory, port, daemon_socket, keepalive, streams, page=None):
     """`keepalive` as ngx_http_upstream_module says: connections to keep, HTTP/1.1, no Connection."""
     kept = "keepalive 64;" if keepalive else ""
     ask = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keepalive else ""
     whole = "proxy_buffering off; proxy_read_timeout 1h;" if streams else ""
+    onward = f"proxy_pass http://daemon; {ask} {whole}"
+    if page:
+        onward = f"fastcgi_pass daemon; include /etc/nginx/fastcgi_params; fastcgi_param SCRIPT_FILENAME {page};"
     paths = "\n".join(f"    {kind}_temp_path {directory}/{kind};"
                       for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     return f"""daemon off;
@@ -133,13 +205,17 @@ http {{
     upstream daemon {{ server unix:{daemon_socket}; {kept} }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
-        location / {{ proxy_pass http://daemon; {ask} {whole} }}
+        location / {{ {onward} }}
     }}
 }}
 """
 
 
-def haproxy_config(port, daemon_socket, streams):
+def haproxy_config(port, daemon_socket, streams, page=None):
+    use, kind, rewrite = "", "", ""
+    if page:
+        kind = f"fcgi-app php\n    docroot {page.parent}\n    no option keep-conn\n"
+        use, rewrite = "    use-fcgi-app php\n", f"    http-request set-path /{page.name}\n"
     return f"""global
     nbthread {WORKERS}
     maxconn {max(streams, 1000) + 200}
@@ -150,9 +226,9 @@ defaults
     timeout server 1h
 frontend http
     bind 127.0.0.1:{port} backlog 4096
-    default_backend daemon
-backend daemon
-    server daemon unix@{daemon_socket}
+{rewrite}    default_backend daemon
+{kind}backend daemon
+{use}    server daemon unix@{daemon_socket}{" proto fcgi" if page else ""}
 """
 
 
@@ -219,31 +295,48 @@ class Peers:
         self.daemon = compile_c(HERE / "daemon.c", directory)
         self.floor = compile_c(HERE / "gateway.c", directory)
         self.reference = compile_c(reference, directory) if reference else None
-        self.baton = baton_program() if any(n in BATONS + LANGUAGES for n in names) else None
+        self.baton = baton_program() if any(n in BATONS + RELAYS + LANGUAGES for n in names) else None
 
     def log(self, name):
         """What a gateway says; a file, because a pipe that nobody reads stops its writer."""
         return self.directory / f"{name}.log"
 
     @contextlib.contextmanager
-    def behind(self, name, streams=0):
+    def behind(self, name, streams=0, body_bytes=None):
         """A fresh gateway before a fresh daemon: both processes, and the gateway's port.
 
-        `streams` is how many event streams the daemon is to give at a time; 0: it gives answers."""
+        `streams` is how many event streams the daemon is to give at a time; 0: it gives answers. `body_bytes` is the
+        length of those that go through a gateway over a connection that is kept."""
         with tempfile.TemporaryDirectory(prefix="bb") as d:  # short: a socket's path has 107 bytes
             directory = pathlib.Path(d)
             directory.chmod(0o755)  # a server's workers are somebody else than root
             socket = directory / "d"
-            argv = [self.daemon, "-u", socket, "-d", daemon_dialect(name), *(["-e"] if streams else [])]
-            with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
-                line_with("ready\n", daemon, daemon.stdout)
+            with self._backend(name, directory, socket, streams, body_bytes) as daemon:
                 with self._gateway(name, directory, socket, streams) as (gateway, port):
                     yield daemon, gateway, port
+
+    @contextlib.contextmanager
+    def _backend(self, name, directory, socket, streams, body_bytes):
+        if name in PROGRAMS:
+            config, page = directory / "php-fpm.conf", directory / "page.php"
+            config.write_text(php_fpm_config(directory, socket))
+            page.write_text(php_page(body_bytes))
+            argv = [php_fpm(), "-n", "-F", "-y", config]
+            with process(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+                wait_for_unix(socket, p, directory / "php-fpm.log")
+                yield p
+            return
+        argv = [self.daemon, "-u", socket, "-d", daemon_dialect(name), *(["-e"] if streams else []),
+                *(["-s", body_bytes] if body_bytes else [])]
+        with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
+            line_with("ready\n", daemon, daemon.stdout)
+            yield daemon
 
     @contextlib.contextmanager
     def _gateway(self, name, directory, socket, streams):
         port, listeners = None, 1  # without a port it says where it listens
         config = directory / "config"
+        page = directory / "page.php" if name in PROGRAMS else None
         if name in REFERENCE:
             port, listeners = free_port(), WORKERS
             argv = [self.reference, "-p", port, "-u", socket, "-n", WORKERS]
@@ -253,20 +346,24 @@ class Peers:
         elif name in BATONS:
             config.write_text(baton_config(socket, None if name.endswith("-nopolicy") else self.policy))
             argv = [self.baton, "run", "-c", config]
+        elif name in RELAYS:
+            address = f'"fcgi+unix:{socket}"\nscript = "{page}"' if page else f'"unix:{socket}"'
+            config.write_text(baton_relay_config(f"address = {address}"))
+            argv = [self.baton, "run", "-c", config]
         elif name in LANGUAGES:
             limits = INTERPRETERS_LIMITS if language_of(name) in INTERPRETED else ""
             config.write_text(baton_config(socket, built_policy(language_of(name)), limits))
             argv = [self.baton, "run", "-c", config]
         else:
             port = free_port()
-            if name == "haproxy":
-                config.write_text(haproxy_config(port, socket, streams))
+            if name.startswith("haproxy"):
+                config.write_text(haproxy_config(port, socket, streams, page))
                 argv = [program("haproxy"), "-f", config]
             elif name == "apache-fdpass":
                 config.write_text(apache_config(directory, port, socket))
                 argv = [program("apache2"), "-D", "FOREGROUND", "-f", config]
             else:
-                config.write_text(nginx_config(directory, port, socket, name.endswith("-keepalive"), streams))
+                config.write_text(nginx_config(directory, port, socket, name.endswith("-keepalive"), streams, page))
                 argv = [program("nginx"), "-p", directory, "-c", config]
         with open(self.log(name), "wb") as log, process(argv, stdin=subprocess.DEVNULL,
                                                         stdout=subprocess.DEVNULL, stderr=log) as p:

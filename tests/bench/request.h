@@ -1,6 +1,7 @@
 /*
  * The request of every client that measures: what a script in a browser sends
- * for an event stream, 13 fields. %s is the bearer token.
+ * for an event stream, 13 fields. The first %s is the bearer token, the second
+ * what becomes of the connection: close or keep-alive.
  */
 static const char request_format[] =
 	"GET /v1/chat?conversation=42&model=large HTTP/1.1\r\n"
@@ -12,7 +13,7 @@ static const char request_format[] =
 	"Referer: https://bench.example/conversations/42\r\n"
 	"Authorization: Bearer %s\r\n"
 	"Cookie: session=8f14e45fceea167a5a36dedd4bea2543; theme=dark; consent=1.1700000000\r\n"
-	"Connection: close\r\n"
+	"Connection: %s\r\n"
 	"Sec-Fetch-Dest: empty\r\n"
 	"Sec-Fetch-Mode: cors\r\n"
 	"Sec-Fetch-Site: same-origin\r\n"

@@ -181,7 +181,7 @@ int main(int argc, char **argv)
 	for (int o; (o = getopt(argc, argv, "p:b:o:")) != -1;) {
 		switch (o) {
 		case 'p': gateway.sin_port = htons((in_port_t)atoi(optarg)); break;
-		case 'b': request_len = (size_t)snprintf(request, sizeof request, request_format, optarg); break;
+		case 'b': request_len = (size_t)snprintf(request, sizeof request, request_format, optarg, "close"); break;
 		case 'o': opening_max = atol(optarg); break;
 		default: return 2;
 		}
