@@ -130,19 +130,27 @@ fn a_mount_begins_at_a_boundary_and_is_replaced_by_the_path_inside() {
     let socket = gateway.path("app.sock");
     let (_app, _) = app(socket.to_str().unwrap(), &[]);
     let lws = Lws::start("/app", &format!("+{}:/inside", socket.display()));
-    // What libwebsockets does with it (4.1): it sends the first and the third on as they are here, too.
+    // What libwebsockets 4.1 makes of the same: the mountpoint alone is sent to the one with a slash, and what is escaped in a
+    // path is not when it goes on, so that a slash in a name becomes one between two.
+    let moved = Err(301);
     for (target, inside, theirs) in [
-        ("/app/x?q=1&r=%20", "/inside/x?q=1&r=%20", true),
-        ("/app", "/inside", false),
-        ("/app/", "/inside/", true),
-        ("/app?q", "/inside?q", false),
-        ("/app/x/../y", "/inside/y", false),
-        ("/%61pp/%7Ex", "/inside/~x", false),
-        ("/app/a%2Fb", "/inside/a%2Fb", false),
+        ("/app/x?q=1&r=%20", "/inside/x?q=1&r=%20", None),
+        ("/app/", "/inside/", Some(Ok("/inside/"))),
+        ("/app", "/inside", Some(moved)),
+        ("/app?q", "/inside?q", Some(moved)),
+        ("/app/x/../y", "/inside/y", Some(Ok("/inside/y"))),
+        ("/%61pp/%7Ex", "/inside/~x", Some(Ok("/inside/~x"))),
+        ("/app/a%2Fb", "/inside/a%2Fb", Some(Ok("/inside/a/b"))),
     ] {
         assert_eq!(asked(gateway.address(), "GET", target, "", "")["target"], inside, "{target}");
-        if let Some(lws) = lws.as_ref().filter(|_| theirs) {
-            assert_eq!(asked(lws.address, "GET", target, "", "")["target"], inside, "{target} behind libwebsockets");
+        match (&lws, theirs) {
+            (Some(lws), Some(Ok(inside))) => {
+                assert_eq!(asked(lws.address, "GET", target, "", "")["target"], inside, "{target} behind libwebsockets");
+            }
+            (Some(lws), Some(Err(status))) => {
+                assert_eq!(ask(lws.address, "GET", target, "", "").0, status, "{target} behind libwebsockets");
+            }
+            _ => {}
         }
     }
     for (target, status) in [("/application", 404), ("/ap", 404), ("/", 404)] {

@@ -28,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(said)
+        # Also where the other end asks for a close: behind one, libwebsockets 4.1 often loses the body.
+        self.close_connection = False
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer
 
