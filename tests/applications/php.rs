@@ -147,7 +147,8 @@ fn a_page_that_fails_or_goes_on_hands_over_at_once() {
     page(&folder);
     let slow = "<?php header('X-Socket-Handoff: DIR/python.sock'); header('X-Handoff-Data: slow'); ignore_user_abort(false);\n\
                 while (true) { echo str_repeat('x', 8192); flush(); usleep(1000); }";
-    fs::write(folder.path().join("www/slow.php"), slow.replace("DIR", &folder.path().display().to_string())).expect("written");
+    fs::write(folder.path().join("www/slow.php"), slow.replace("DIR", &folder.path().display().to_string()))
+        .expect("written");
     let php = PhpFpm::start_with(folder.path(), "pm.max_children = 1\n");
     let _daemon = Streaming::start("python", folder.path());
     let gateway = gateway(folder, &php, "");
