@@ -86,8 +86,11 @@ pub(super) async fn ask(
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();
     let mut body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
-    // Where there is no body, nobody asks for its end.
-    if body.incoming.is_end_stream() {
+    if head.status == StatusCode::NO_CONTENT && announces_body(&head.headers) {
+        // What it has announced may follow, and would be taken for the next answer.
+        body.lease = None;
+    } else if body.incoming.is_end_stream() {
+        // Where there is no body, nobody asks for its end.
         body.finish();
     }
     let body: Box<dyn Body> = Box::new(body);
@@ -126,6 +129,11 @@ fn check(response: &Response<Incoming>) -> Result<(), String> {
         return Err(format!("status {}", response.status().as_u16()));
     }
     Ok(())
+}
+
+/// Whether a head says that a body follows, though to its status there is none (RFC 9112 §6.3).
+fn announces_body(fields: &HeaderMap) -> bool {
+    fields.contains_key(TRANSFER_ENCODING) || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 fn spoken(version: hyper::Version) -> Version {
