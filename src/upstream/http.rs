@@ -85,12 +85,7 @@ pub(super) async fn ask(
     }
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();
-    let mut body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
-    // Where there is no body, nobody asks for its end.
-    if body.incoming.is_end_stream() {
-        body.finish();
-    }
-    let body: Box<dyn Body> = Box::new(body);
+    let body: Box<dyn Body> = Box::new(HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) });
     Ok(Reply::Answer(Answer { status: head.status.as_u16(), fields: head.headers, body }))
 }
 
@@ -159,7 +154,20 @@ impl HttpBody {
     }
 }
 
+impl Drop for HttpBody {
+    /// Where there is no body, nobody asks for its end.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
 impl Body for HttpBody {
+    fn abandon(&mut self) {
+        self.lease = None;
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
             if self.lease.is_none() {
