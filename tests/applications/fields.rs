@@ -16,7 +16,13 @@ fn a_client_that_sends_them_is_neither_heard_nor_passed_on() {
     let fields = format!("X-Socket-Handoff: {socket}\r\nx_socket_handoff: {socket}\r\nX-HANDOFF-DATA: secret\r\n");
     let application = Application::start(|asked| {
         // What it is told, it tells: none of it may come back to us as its own word.
-        let told: String = asked.head.lines().skip(1).filter(|line| line.starts_with(['x', 'X'])).map(|l| format!("{l}\r\n")).collect();
+        let told: String = asked
+            .head
+            .lines()
+            .skip(1)
+            .filter(|line| line.starts_with(['x', 'X']))
+            .map(|l| format!("{l}\r\n"))
+            .collect();
         format!("HTTP/1.1 200 OK\r\n{told}Content-Length: 2\r\n\r\nok")
     });
     let gateway = start(folder, &behind(&application, ""));
@@ -27,7 +33,8 @@ fn a_client_that_sends_them_is_neither_heard_nor_passed_on() {
         let answer = gateway.ask(&raw);
         assert!(answer.ends_with("ok") && !answer.to_ascii_lowercase().contains("handoff"), "{answer}");
     }
-    let asked: String = application.asked().iter().map(|a| a.head.clone() + &String::from_utf8_lossy(&a.body)).collect();
+    let asked: String =
+        application.asked().iter().map(|a| a.head.clone() + &String::from_utf8_lossy(&a.body)).collect();
     assert!(!asked.to_ascii_lowercase().contains("handoff") && !asked.contains("secret"), "{asked}");
     assert!(daemon.events("accepted").is_empty());
 }
@@ -39,12 +46,16 @@ fn no_client_sees_them_where_they_are_heard() {
     let application = Application::start(move |asked| {
         let head = |status| format!("HTTP/1.1 {status} Whatever\r\n{fields}");
         match asked.target() {
-            "/ok" | "/head" => format!("{}Content-Length: 2\r\n\r\n{}", head(200), if asked.target() == "/ok" { "ok" } else { "" }),
+            "/ok" | "/head" => {
+                format!("{}Content-Length: 2\r\n\r\n{}", head(200), if asked.target() == "/ok" { "ok" } else { "" })
+            }
             "/error" => format!("{}Content-Length: 2\r\n\r\nok", head(500)),
             "/204" => format!("{}\r\n", head(204)),
             "/304" => format!("{}\r\n", head(304)),
             // Where it is refused, nothing of it is told either.
-            _ => format!("HTTP/1.1 200 OK\r\nX-Socket-Handoff: /nowhere/secret.sock\r\n{fields}Content-Length: 0\r\n\r\n"),
+            _ => format!(
+                "HTTP/1.1 200 OK\r\nX-Socket-Handoff: /nowhere/secret.sock\r\n{fields}Content-Length: 0\r\n\r\n"
+            ),
         }
     });
     let gateway = start(folder(), &behind(&application, ""));

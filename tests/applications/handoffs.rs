@@ -80,7 +80,8 @@ fn an_interim_answer_and_trailers_hand_nobody_over() {
     });
     let gateway = start(folder, &behind(&application, ""));
     for path in ["/interim", "/trailers"] {
-        let answer = gateway.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n"));
+        let answer =
+            gateway.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n"));
         assert!(answer.contains("ok") && !answer.to_ascii_lowercase().contains("handoff"), "{answer}");
     }
     assert!(daemon.events("accepted").is_empty());
@@ -91,8 +92,7 @@ fn a_head_request_is_handed_over_as_well() {
     let folder = folder();
     let daemon = daemon(&folder, "d", "seqpacket", &[]);
     let socket = folder.path().join("d.sock").display().to_string();
-    let application =
-        says(format!("HTTP/1.1 200 OK\r\nX-Socket-Handoff: {socket}\r\nContent-Length: 7\r\n\r\n"));
+    let application = says(format!("HTTP/1.1 200 OK\r\nX-Socket-Handoff: {socket}\r\nContent-Length: 7\r\n\r\n"));
     let gateway = start(folder, &behind(&application, ""));
     let answer = gateway.ask("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.ends_with("from daemon\n"), "{answer}");
@@ -108,7 +108,8 @@ fn data_arrives_whole_or_not_at_all() {
     let stream = daemon(&folder, "stream", "stream", &[]);
     let at = |name: &str| folder.path().join(name).with_extension("sock");
     let (to_packets, to_stream) = (at("packets"), at("stream"));
-    let data = |length: usize| (0..length).map(|at| char::from(b'!' + u8::try_from(at * 7 % 94).expect("small"))).collect();
+    let data =
+        |length: usize| (0..length).map(|at| char::from(b'!' + u8::try_from(at * 7 % 94).expect("small"))).collect();
     let application = Application::start(move |asked| {
         let (kind, length) = asked.target()[1..].split_once('/').expect("two");
         let data: String = data(length.parse().expect("a number"));
@@ -232,9 +233,8 @@ fn a_daemon_that_does_not_take_the_client_is_tried_again_and_not_for_ever() {
     let drops = Daemon::start(&folder.path().join("drops.sock"), "seqpacket", "drop", &[]);
     let _deaf = Daemon::start(&folder.path().join("deaf.sock"), "seqpacket", "deaf", &[]);
     let here = folder.path().to_owned();
-    let application = Application::start(move |asked| {
-        hands_over(&here.join(&asked.target()[1..]).with_extension("sock"), "", "")
-    });
+    let application =
+        Application::start(move |asked| hands_over(&here.join(&asked.target()[1..]).with_extension("sock"), "", ""));
     let toml = behind(&application, "").replace("retries = 0", "retries = 2\nack_timeout = \"200ms\"");
     let gateway = start(folder, &toml);
     assert_eq!(gateway.status("/drops"), 503);
@@ -278,7 +278,11 @@ fn fields_that_the_configuration_names_join_data_that_is_an_object() {
     let daemon = daemon(&folder, "d", "seqpacket", &[]);
     let socket = folder.path().join("d.sock");
     let cases = [
-        ("{\"room\": 7}", "Set-Cookie: a=1; Path=/\r\n", "{\"room\": 7,\"response_headers\":{\"set-cookie\":\"a=1; Path=/\"}}"),
+        (
+            "{\"room\": 7}",
+            "Set-Cookie: a=1; Path=/\r\n",
+            "{\"room\": 7,\"response_headers\":{\"set-cookie\":\"a=1; Path=/\"}}",
+        ),
         (
             "{}",
             "set-cookie: a=1\r\nX-One: \"1\"\r\nX-Two: 2\r\nSET-COOKIE: b=2\r\n",

@@ -12,10 +12,12 @@ mod bodies;
 mod fields;
 mod guests;
 mod handoffs;
+mod moving_in;
 mod paths;
 mod php;
 mod policies;
 mod redirects;
+mod shipped;
 
 use std::path::Path;
 
@@ -43,7 +45,9 @@ fn start(folder: TempDir, toml: &str) -> Gateway {
 /// What an application answers that hands its client over; `fields` are lines.
 fn hands_over(socket: &Path, data: &str, fields: &str) -> String {
     let (socket, length) = (socket.display(), "Content-Length: 7");
-    format!("HTTP/1.1 200 OK\r\nX-Socket-Handoff: {socket}\r\nX-Handoff-Data: {data}\r\n{fields}{length}\r\n\r\nnothing")
+    format!(
+        "HTTP/1.1 200 OK\r\nX-Socket-Handoff: {socket}\r\nX-Handoff-Data: {data}\r\n{fields}{length}\r\n\r\nnothing"
+    )
 }
 
 fn get(path: &str) -> String {

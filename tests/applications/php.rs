@@ -30,10 +30,15 @@ exit;
 "#;
 
 /// An example daemon; it ends with its handle.
-struct Streaming(Child);
+pub(super) struct Streaming(Child);
 
 impl Streaming {
     fn start(language: &str, folder: &Path) -> Self {
+        Self::start_at(language, folder, language)
+    }
+
+    /// The same at `NAME.sock`.
+    pub(super) fn start_at(language: &str, folder: &Path, name: &str) -> Self {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         let mut command = match language {
             "python" => {
@@ -50,7 +55,7 @@ impl Streaming {
                 Command::new(program)
             }
         };
-        command.arg(folder.join(language).with_extension("sock")).args(["--interval", "200"]);
+        command.arg(folder.join(name).with_extension("sock")).args(["--interval", "200"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
         let said = Lines::read(child.stdout.take().expect("piped"));
         said.wait(0, &["ready"]);
@@ -147,7 +152,8 @@ fn a_page_that_fails_or_goes_on_hands_over_at_once() {
     page(&folder);
     let slow = "<?php header('X-Socket-Handoff: DIR/python.sock'); header('X-Handoff-Data: slow'); ignore_user_abort(false);\n\
                 while (true) { echo str_repeat('x', 8192); flush(); usleep(1000); }";
-    fs::write(folder.path().join("www/slow.php"), slow.replace("DIR", &folder.path().display().to_string())).expect("written");
+    fs::write(folder.path().join("www/slow.php"), slow.replace("DIR", &folder.path().display().to_string()))
+        .expect("written");
     let php = PhpFpm::start_with(folder.path(), "pm.max_children = 1\n");
     let _daemon = Streaming::start("python", folder.path());
     let gateway = gateway(folder, &php, "");

@@ -19,7 +19,9 @@ const ANSWER: &str = "HTTP/1.1 201 Created\r\nX-One: 1\r\nX-Two: 2\r\nX-Two: 3\r
 fn two() -> Two {
     Two {
         app: Application::start(|_| ANSWER.to_owned()),
-        other: Application::start(|_| "HTTP/1.1 202 Accepted\r\nX-One: other\r\nContent-Length: 5\r\n\r\nother".to_owned()),
+        other: Application::start(|_| {
+            "HTTP/1.1 202 Accepted\r\nX-One: other\r\nContent-Length: 5\r\n\r\nother".to_owned()
+        }),
     }
 }
 
@@ -55,14 +57,26 @@ fn close(path: &str) -> String {
 #[test]
 fn edits_reach_the_client_and_the_next_policy() {
     let (folder, two) = (folder(), two());
-    let edits = Edits { remove: &["x-two"], set: &[("x-one", "first"), ("x-new", "n")], append: &[("x-two", "4"), ("x-one", "again")] };
+    let edits = Edits {
+        remove: &["x-two"],
+        set: &[("x-one", "first"), ("x-new", "n")],
+        append: &[("x-two", "4"), ("x-one", "again")],
+    };
     Guest::new()
-        .on_request(&Decision { action: Action::Pass(Edits::default()), carry: "carry one", annotations: &[("a", "request")] })
-        .on_response(SAYS_CARRY_AND_X_ONE, &Decision { action: Action::Pass(edits), carry: "one more", annotations: &[("a", "response"), ("b", "1")] })
+        .on_request(&Decision {
+            action: Action::Pass(Edits::default()),
+            carry: "carry one",
+            annotations: &[("a", "request")],
+        })
+        .on_response(
+            SAYS_CARRY_AND_X_ONE,
+            &Decision { action: Action::Pass(edits), carry: "one more", annotations: &[("a", "response"), ("b", "1")] },
+        )
         .on_complete()
         .write(&folder, "first");
     Guest::new().on_request(&pass()).write(&folder, "between");
-    let second = Edits { set: &[("x-one", "second"), ("content-length", "99"), ("connection", "x")], ..Edits::default() };
+    let second =
+        Edits { set: &[("x-one", "second"), ("content-length", "99"), ("connection", "x")], ..Edits::default() };
     Guest::new()
         .on_request(&Decision { action: Action::Pass(Edits::default()), carry: "carry two", annotations: &[] })
         .on_response(SAYS_CARRY_AND_X_ONE, &plain(Action::Pass(second)))
@@ -91,12 +105,20 @@ fn an_answer_can_be_replaced_and_the_imports_say_what_it_was() {
     for _ in 0..2 {
         client.get("/");
         let answer = client.answer();
-        assert_eq!((answer.status, answer.body.as_str(), answer.header("x-one")), (202, "app", Some("1")), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.body.as_str(), answer.header("x-one")),
+            (202, "app", Some("1")),
+            "{answer:?}"
+        );
         assert_eq!(answer.head.to_ascii_lowercase().matches("x-two: ").count(), 2, "{answer:?}");
     }
     let line = gateway.log_line(2);
     let found = words(&line, ["outcome", "decision", "policy", "to"]);
-    assert_eq!((found, &line["status"]), (["responded", "respond", "echoes", "app"].map(str::to_owned), &json!(202)), "{line}");
+    assert_eq!(
+        (found, &line["status"]),
+        (["responded", "respond", "echoes", "app"].map(str::to_owned), &json!(202)),
+        "{line}"
+    );
 }
 
 #[test]
@@ -179,7 +201,11 @@ fn an_answer_becomes_a_handoff() {
     assert_eq!(two.app.asked()[0].body, b"hello");
     two.app.has_open(0);
     let line = gateway.log_line(1);
-    assert_eq!(words(&line, ["outcome", "decision", "policy", "to"]), ["handed-off", "handoff", "hands", "chat"], "{line}");
+    assert_eq!(
+        words(&line, ["outcome", "decision", "policy", "to"]),
+        ["handed-off", "handoff", "hands", "chat"],
+        "{line}"
+    );
     eventually("the end was told", || (said(&gateway) == ["handed-off", "chat", ""]).then_some(()));
 }
 
