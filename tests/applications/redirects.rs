@@ -265,3 +265,30 @@ fn seen(answer: &str) -> serde_json::Value {
     let length = head.to_ascii_lowercase().contains("content-length: ") && !is_page;
     json!([status, fields, length, if is_page { "" } else { body }])
 }
+
+/// What would be left undone is refused.
+#[test]
+fn an_internal_route_asks_nobody_again() {
+    let folder = folder();
+    let file = folder.path().join("check.toml");
+    let check = |setting: &str| {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.gate]\naddress = \"fcgi://127.0.0.1:1\"\nrole = \"authorizer\"\n\
+             [upstream.change]\naddress = \"fcgi://127.0.0.1:1\"\nrole = \"filter\"\n[policy.p]\nmodule = \"{}/tests/policies/passes.wat\"\n\
+             [[route]]\npath = \"/inside\"\ninternal = true\n{setting}\ndefault = {{ respond = {{ status = 200 }} }}\n",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        fs::write(&file, text).expect("written");
+        let output = super::support::baton().args(["check", "-c"]).arg(&file).output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(check(""), (Some(0), String::new()));
+    for setting in ["policies = [\"p\"]", "authorizer = \"gate\"", "filter = \"change\"", "methods = [\"GET\"]"] {
+        let (code, said) = check(setting);
+        let key = setting.split(' ').next().expect("a key");
+        assert!(
+            code == Some(64) && said.contains(&format!("route[0].{key}")) && said.contains("nobody is asked again"),
+            "{said}"
+        );
+    }
+}
