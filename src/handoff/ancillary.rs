@@ -28,6 +28,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+#[cfg(feature = "gateway")]
 use nix::unistd::Pid;
 #[cfg(feature = "gateway")]
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};

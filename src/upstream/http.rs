@@ -89,9 +89,6 @@ pub(super) async fn ask(
     if head.status == StatusCode::NO_CONTENT && announces_body(&head.headers) {
         // What it has announced may follow, and would be taken for the next answer.
         body.lease = None;
-    } else if body.incoming.is_end_stream() {
-        // Where there is no body, nobody asks for its end.
-        body.finish();
     }
     let body: Box<dyn Body> = Box::new(body);
     let version = spoken(head.version);
@@ -172,7 +169,20 @@ impl HttpBody {
     }
 }
 
+impl Drop for HttpBody {
+    /// Where there is no body, nobody asks for its end.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
 impl Body for HttpBody {
+    fn abandon(&mut self) {
+        self.lease = None;
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
             if self.lease.is_none() {
