@@ -126,6 +126,17 @@ fn the_commented_configuration_is_a_good_one() {
     );
 }
 
+#[test]
+fn the_configurations_of_the_first_page_are_good_ones() {
+    let page = include_str!("../README.md");
+    let blocks: Vec<_> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 2, "{blocks:?}");
+    for block in blocks {
+        let read = Config::parse(Path::new("/x/baton.toml"), block);
+        assert!(read.is_ok(), "{}\n{block}", read.unwrap_err());
+    }
+}
+
 /// Written out or left out, it is the same to the program.
 #[test]
 fn the_commented_configuration_says_what_the_defaults_are() {
