@@ -156,7 +156,22 @@ impl Client {
             if ready!(self.poll_readable(context)).is_err() || self.is_gone() {
                 return Poll::Ready(());
             }
+            // The end of its side is told over and over again: behind that only the end of ours is news.
+            if self.has_half_closed() && ready!(self.poll_changed(context)).is_err() {
+                return Poll::Ready(());
+            }
         }
+    }
+
+    /// Waits until something changes about whether we can write, as it does with a reset.
+    fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let watch = self.watch(BOTH)?;
+        let mut guard = ready!(watch.poll_write_ready(context))?;
+        if guard.ready().is_write_closed() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        guard.clear_ready();
+        Poll::Ready(Ok(()))
     }
 
     /// Whether the client has closed its side, with nothing behind it that is unread, or has reset the connection. A client

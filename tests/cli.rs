@@ -401,7 +401,9 @@ fn what_this_version_does_not_serve_is_refused_by_name() {
          queue_timeout = \"1s\"\nblocking = true\n[target.b]\nsockets = [\"/run/b\"]\ndialect = \"baton\"\n[target.c]\nsockets = [\"/run/c\"]\n\
          balance = \"hash\"\n",
     );
-    for key in [":5: target.a.queue_max", ":6: target.a.queue_timeout", ":10: target.b.dialect", ":13: target.c.balance"] {
+    for key in
+        [":5: target.a.queue_max", ":6: target.a.queue_timeout", ":10: target.b.dialect", ":13: target.c.balance"]
+    {
         let named =
             |line: &String| line.starts_with(&format!("{key}: ")) && line.contains("not served by this version");
         assert!(said.iter().any(named), "{key}: {said:#?}");

@@ -54,7 +54,8 @@ fn ask(address: SocketAddr, method: &str, target: &str, body: &str) -> (u16, Opt
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
     let location = head.lines().find_map(|line| line.strip_prefix("Location: "));
     // nginx writes the whole address, unless it is told not to.
-    let location = location.map(|to| to.split_once("://").map_or(to, |(_, to)| &to[to.find('/').unwrap_or(0)..]).to_owned());
+    let location =
+        location.map(|to| to.split_once("://").map_or(to, |(_, to)| &to[to.find('/').unwrap_or(0)..]).to_owned());
     (status, location, if status == 301 { String::new() } else { body.to_owned() })
 }
 
@@ -124,7 +125,13 @@ fn wordpress_is_entered_by_the_same_scripts() {
     }
     // No path shows the source of a script.
     for name in scripts {
-        for target in [format!("/{name}"), format!("/{name}/"), format!("/{name}%20"), format!("//{name}"), format!("/x/..%2F{name}")] {
+        for target in [
+            format!("/{name}"),
+            format!("/{name}/"),
+            format!("/{name}%20"),
+            format!("//{name}"),
+            format!("/x/..%2F{name}"),
+        ] {
             let body = ask(ours, "GET", &target, "").2;
             assert!(!body.contains("<?php"), "{target}: {body}");
         }
@@ -135,13 +142,16 @@ fn wordpress_is_entered_by_the_same_scripts() {
 fn laravel_is_one_route() {
     let folder = folder();
     let path = folder.path().to_owned();
-    write(&path, &[
-        ("laravel/public/index.php", SCRIPT),
-        ("laravel/public/build/app.js", "a script for browsers"),
-        ("laravel/public/robots.txt", "for robots"),
-        ("laravel/.env", "APP_KEY=secret"),
-        ("laravel/public/.env", "APP_KEY=secret"),
-    ]);
+    write(
+        &path,
+        &[
+            ("laravel/public/index.php", SCRIPT),
+            ("laravel/public/build/app.js", "a script for browsers"),
+            ("laravel/public/robots.txt", "for robots"),
+            ("laravel/.env", "APP_KEY=secret"),
+            ("laravel/public/.env", "APP_KEY=secret"),
+        ],
+    );
     let _php = PhpFpm::start(&path);
     let gateway = gateway("php-fpm/laravel.toml", folder);
     let (ours, theirs) = (gateway.address(), nginx(&path, "php-fpm/laravel.nginx.conf"));
@@ -196,7 +206,9 @@ fn programs_of_libfcgi_play_their_three_roles() {
         these.iter().filter(|line| !those.contains(line)).cloned().collect()
     };
     // nginx says where the script would be, if there were one; the program has none. Its user is nobody.
-    let names = |lines: Vec<String>| -> Vec<String> { lines.iter().filter_map(|l| l.split('=').next()).map(str::to_owned).collect() };
+    let names = |lines: Vec<String>| -> Vec<String> {
+        lines.iter().filter_map(|l| l.split('=').next()).map(str::to_owned).collect()
+    };
     assert!(theirs_said.contains(&"REMOTE_USER=".to_owned()));
     assert_eq!(names(only(&theirs_said, &ours_said)), ["DOCUMENT_ROOT", "REMOTE_USER", "SCRIPT_FILENAME"]);
     assert_eq!(only(&ours_said, &theirs_said), Vec::<String>::new());
@@ -251,14 +263,18 @@ fn mod_proxy_fdpass_is_a_route() {
         client.send(format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
         let answer = client.rest();
         let (head, body) = answer.split_once("\r\n\r\n").map(|(h, b)| (h.to_owned(), b.to_owned())).expect("a head");
-        let mut lines: Vec<_> = head.lines().filter(|l| !l.starts_with("Date: ") && !l.starts_with("Server: ")).collect();
+        let mut lines: Vec<_> =
+            head.lines().filter(|l| !l.starts_with("Date: ") && !l.starts_with("Server: ")).collect();
         lines[1..].sort_unstable();
         (lines.join("\n"), body)
     };
     let daemon = Daemon::start(&path.join("chat.sock"));
     let (head, body) = whole(gateway.address(), "GET", "/chat");
     assert_eq!(head, "HTTP/1.1 200 OK\nCache-Control: no-store\nConnection: close\nContent-Type: text/event-stream");
-    assert!(body.starts_with("data: {\"n\":1,\"text\":\"\"}\n\n") && body.ends_with("event: done\ndata: {}\n\n"), "{body}");
+    assert!(
+        body.starts_with("data: {\"n\":1,\"text\":\"\"}\n\n") && body.ends_with("event: done\ndata: {}\n\n"),
+        "{body}"
+    );
     assert_eq!((head.clone(), body), whole(apache.address, "GET", "/chat"));
     // HEAD is answered, and the daemon spared; Apache lets it write a body that nobody may read as one.
     assert_eq!(whole(gateway.address(), "HEAD", "/chat"), (head.clone(), String::new()));
@@ -273,7 +289,11 @@ fn mod_proxy_fdpass_is_a_route() {
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     }
     let line = gateway.log_line(3);
-    assert_eq!((&line["outcome"], &line["status"], &line["to"]), (&"refused".into(), &503.into(), &"chat".into()), "{line}");
+    assert_eq!(
+        (&line["outcome"], &line["status"], &line["to"]),
+        (&"refused".into(), &503.into(), &"chat".into()),
+        "{line}"
+    );
     let _again = Daemon::start(&path.join("chat.sock"));
     client.get("/chat");
     assert!(client.rest().starts_with("HTTP/1.1 200 OK\r\n"));

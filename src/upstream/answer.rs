@@ -6,10 +6,13 @@ use hyper::HeaderMap;
 use hyper::body::Bytes;
 
 use super::Fault;
+use crate::http::head::Version;
 
 /// An answer whose head has come.
 #[derive(Debug)]
 pub struct Answer {
+    /// In which it came; 1.1 where it did not come in HTTP.
+    pub version: Version,
     /// 200 to 599.
     pub status: u16,
     /// As they came; what is the connection's is among them.

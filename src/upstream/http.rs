@@ -45,7 +45,7 @@ pub(super) async fn ask(
         let bytes: usize = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if told_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > head_bytes_max {
             told.refuse(format!("interim answers over {head_bytes_max} bytes (head_bytes_max)"));
-        } else if let Ok(fields) = end_to_end(head.headers()) {
+        } else if let Ok(fields) = end_to_end(head.headers(), Version::Http11) {
             told.put(Interim { status: head.status().as_u16(), fields });
         }
         // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
@@ -78,7 +78,7 @@ pub(super) async fn ask(
         if !wants_switch || !is_websocket {
             return Err(broken("it switched protocols without being asked"));
         }
-        let fields = end_to_end(response.headers()).map_err(|error| broken(&error))?;
+        let fields = end_to_end(response.headers(), Version::Http11).map_err(|error| broken(&error))?;
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| (Fault::Broken(said(&error)), None))?;
         let parts = upgraded.downcast::<TokioIo<InPieces>>().map_err(|_| broken("a connection of another kind"))?;
         return Ok(Reply::Switched(fields, Tunnel { stream: parts.io.into_inner().0, ahead: parts.read_buf }));
@@ -91,7 +91,8 @@ pub(super) async fn ask(
         body.finish();
     }
     let body: Box<dyn Body> = Box::new(body);
-    Ok(Reply::Answer(Answer { status: head.status.as_u16(), fields: head.headers, body }))
+    let version = spoken(head.version);
+    Ok(Reply::Answer(Answer { version, status: head.status.as_u16(), fields: head.headers, body }))
 }
 
 async fn connect(pool: &Pool, options: &Options) -> Result<Connection, Fault> {
@@ -127,15 +128,19 @@ fn check(response: &Response<Incoming>) -> Result<(), String> {
     Ok(())
 }
 
-/// The fields of an answer that go on to the client.
+fn spoken(version: hyper::Version) -> Version {
+    if version == hyper::Version::HTTP_10 { Version::Http10 } else { Version::Http11 }
+}
+
+/// The fields of an answer, which came in that version, that go on to the client.
 ///
 /// # Errors
 /// They cannot be told from those of the connection.
-pub fn end_to_end(fields: &HeaderMap) -> Result<HeaderMap, String> {
+pub fn end_to_end(fields: &HeaderMap, version: Version) -> Result<HeaderMap, String> {
     let mut kept = HeaderMap::with_capacity(fields.len() + 1);
     let given: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let put = |name: &str, value: &[u8]| super::put(&mut kept, name, value);
-    forward::answer(given.into_iter(), Version::Http11, put).map_err(|error| error.to_string())?;
+    forward::answer(given.into_iter(), version, put).map_err(|error| error.to_string())?;
     Ok(kept)
 }
 

@@ -76,7 +76,10 @@ fn what_is_written_is_a_whole_answer_and_the_connection_goes_on() {
     }
     // A part, what is none, and what the client has already.
     let (part, body) = exchange(&mut client, &get("/a.txt", "Range: bytes=2-4\r\n"));
-    assert!(part.starts_with("http/1.1 206 partial content\r\n") && part.contains("content-range: bytes 2-4/10\r\n"), "{part}");
+    assert!(
+        part.starts_with("http/1.1 206 partial content\r\n") && part.contains("content-range: bytes 2-4/10\r\n"),
+        "{part}"
+    );
     assert_eq!(body, "234");
     let (none, page) = exchange(&mut client, &get("/a.txt", "Range: bytes=10-\r\n"));
     assert!(none.starts_with("http/1.1 416 ") && none.contains("content-range: bytes */10\r\n"), "{none}");
@@ -105,13 +108,18 @@ fn what_is_not_there_is_a_page_in_the_form_that_was_asked_for() {
     let mut client = gateway.client();
     // Of the operator's.
     let (head, page) = exchange(&mut client, &get("/none", ""));
-    assert!(head.starts_with("http/1.1 404 not found\r\n") && head.contains("content-type: text/html; charset=utf-8\r\n"), "{head}");
+    assert!(
+        head.starts_with("http/1.1 404 not found\r\n") && head.contains("content-type: text/html; charset=utf-8\r\n"),
+        "{head}"
+    );
     assert_eq!(page, "<h1>not here</h1>");
     let (head, problem) = exchange(&mut client, &get("/none", "Accept: application/json\r\n"));
     assert!(head.contains("content-type: application/problem+json\r\n"), "{head}");
     assert_eq!(serde_json::from_str::<serde_json::Value>(&problem).unwrap()["status"], 404);
     // Of ours, which links a style sheet that the same route serves.
-    for (method, target, allow) in [("POST", "/a.txt", "get, head"), ("DELETE", "/a.txt", "get, head"), ("OPTIONS", "/none", "get, head")] {
+    for (method, target, allow) in
+        [("POST", "/a.txt", "get, head"), ("DELETE", "/a.txt", "get, head"), ("OPTIONS", "/none", "get, head")]
+    {
         let (head, page) = exchange(&mut client, &get(target, "").replacen("GET", method, 1));
         assert!(head.starts_with("http/1.1 405 ") && head.contains(&format!("allow: {allow}\r\n")), "{method}: {head}");
         assert!(page.contains("href=\"/error.css\""), "{page}");

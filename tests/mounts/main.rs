@@ -61,7 +61,10 @@ impl Lws {
     fn start(mountpoint: &str, origin: &str) -> Option<Self> {
         let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("lws/mount");
         if !program.exists() {
-            eprintln!("NOT SHOWN: libwebsockets is not built: tests/lws {}", program.parent().expect("a folder").display());
+            eprintln!(
+                "NOT SHOWN: libwebsockets is not built: tests/lws {}",
+                program.parent().expect("a folder").display()
+            );
             assert!(std::env::var_os("CI").is_none(), "tests/run builds libwebsockets");
             return None;
         }
@@ -87,16 +90,17 @@ impl Lws {
 fn gateway() -> Gateway {
     let text = std::fs::read_to_string(repository().join("examples/moving-in/libwebsockets/baton.toml")).unwrap();
     let folder = folder();
-    std::fs::copy(repository().join("examples/moving-in/libwebsockets/error.css"), folder.path().join("error.css")).unwrap();
-    Gateway::start_in(folder, &text.replace("/run/", "DIR/").replace("127.0.0.1:8080", "127.0.0.1:0"), |command| command)
+    std::fs::copy(repository().join("examples/moving-in/libwebsockets/error.css"), folder.path().join("error.css"))
+        .unwrap();
+    Gateway::start_in(folder, &text.replace("/run/", "DIR/").replace("127.0.0.1:8080", "127.0.0.1:0"), |command| {
+        command
+    })
 }
 
 /// One request on a connection of its own, and what came until the end or the answer's length.
 fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &str) -> (u16, String, String) {
     let mut client = Client::connect(address);
-    client.send(format!(
-        "{method} {target} HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n{fields}\r\n{body}"
-    ));
+    client.send(format!("{method} {target} HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n{fields}\r\n{body}"));
     let answer = client.rest();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
@@ -145,7 +149,11 @@ fn a_mount_begins_at_a_boundary_and_is_replaced_by_the_path_inside() {
         assert_eq!(asked(gateway.address(), "GET", target, "", "")["target"], inside, "{target}");
         match (&lws, theirs) {
             (Some(lws), Some(Ok(inside))) => {
-                assert_eq!(asked(lws.address, "GET", target, "", "")["target"], inside, "{target} behind libwebsockets");
+                assert_eq!(
+                    asked(lws.address, "GET", target, "", "")["target"],
+                    inside,
+                    "{target} behind libwebsockets"
+                );
             }
             (Some(lws), Some(Err(status))) => {
                 assert_eq!(ask(lws.address, "GET", target, "", "").0, status, "{target} behind libwebsockets");
@@ -160,7 +168,9 @@ fn a_mount_begins_at_a_boundary_and_is_replaced_by_the_path_inside() {
         }
     }
     // The longest mount wins: a hole answers by itself, and its neighbours are the application's.
-    for (target, status) in [("/app/private", 403), ("/app/private/x", 403), ("/app/x/../private/", 403), ("/app/privates", 200)] {
+    for (target, status) in
+        [("/app/private", 403), ("/app/private/x", 403), ("/app/x/../private/", 403), ("/app/privates", 200)]
+    {
         assert_eq!(gateway.status(target), status, "{target}");
     }
 }
@@ -226,7 +236,9 @@ fn fields_that_are_for_the_application_reach_it_and_its_own_come_back() {
     assert_eq!(field(&ours, "Forwarded"), Some("for=127.0.0.1;host=example.org;proto=http"));
     assert_eq!(field(&ours, "Via"), Some("1.1 baton"));
     let (_, head, _) = ask(gateway.address(), "GET", "/app/x", "", "");
-    for (name, value) in [("etag", "\"one\""), ("set-cookie", "a=1"), ("x-own", "kept"), ("content-type", "application/json")] {
+    for (name, value) in
+        [("etag", "\"one\""), ("set-cookie", "a=1"), ("x-own", "kept"), ("content-type", "application/json")]
+    {
         assert_eq!(header(&head, name), Some(value), "{head}");
     }
     let Some(lws) = lws else { return };
@@ -249,7 +261,8 @@ fn an_application_that_restarts_costs_a_503_and_a_page_in_its_own_style() {
     let gateway = gateway();
     let socket = gateway.path("app.sock");
     let lws = Lws::start("/app", &format!("+{}:/inside", socket.display()));
-    let addresses: Vec<_> = [Some(gateway.address()), lws.as_ref().map(|lws| lws.address)].into_iter().flatten().collect();
+    let addresses: Vec<_> =
+        [Some(gateway.address()), lws.as_ref().map(|lws| lws.address)].into_iter().flatten().collect();
     for round in 0..3 {
         // Down: its socket is gone at first, and then there without a listener.
         for &address in &addresses {

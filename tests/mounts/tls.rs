@@ -41,7 +41,10 @@ fn an_application_that_speaks_https_is_believed_by_its_certificate_only() {
         let gateway = gateway(&address, &trusting);
         assert_eq!(asked(gateway.address(), "GET", "/app/x?q", "", "")["target"], "/inside/x?q", "{address}");
         // Another name, and nobody's word for it: there is nobody to talk to.
-        for more in [format!("ca = \"{}\"\nserver_name = \"other.internal\"", ca.display()), "server_name = \"app.internal\"".to_owned()] {
+        for more in [
+            format!("ca = \"{}\"\nserver_name = \"other.internal\"", ca.display()),
+            "server_name = \"app.internal\"".to_owned(),
+        ] {
             let gateway = self::gateway(&address, &more);
             assert_eq!(gateway.status("/app/x"), 503, "{address} {more}");
             let error = gateway.log_line(1)["error"].as_str().unwrap().to_owned();
@@ -64,10 +67,9 @@ fn a_certificate_of_openssl_req_needs_one_more_option() {
         assert!(openssl.status().expect("openssl").success());
         paths
     };
-    for (name, more, status) in [
-        ("authority", &[][..], 503),
-        ("server", &["-addext", "basicConstraints=critical,CA:FALSE"][..], 200),
-    ] {
+    for (name, more, status) in
+        [("authority", &[][..], 503), ("server", &["-addext", "basicConstraints=critical,CA:FALSE"][..], 200)]
+    {
         let [certificate, key] = make(name, more);
         let socket = folder.path().join(name).with_extension("sock");
         let (_app, _) = app(socket.to_str().unwrap(), &[&certificate, &key]);

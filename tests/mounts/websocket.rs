@@ -12,7 +12,8 @@ fn python() -> Command {
     let _one = MAKING.lock().unwrap();
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("websockets");
     let python = folder.join("bin/python");
-    let has_it = |python: &Path| Command::new(python).args(["-c", "import websockets.sync"]).status().is_ok_and(|s| s.success());
+    let has_it =
+        |python: &Path| Command::new(python).args(["-c", "import websockets.sync"]).status().is_ok_and(|s| s.success());
     if !python.exists() || !has_it(&python) {
         let done = Command::new("python3").args(["-m", "venv"]).arg(&folder).status().unwrap();
         assert!(done.success(), "python3-venv is installed by tests/run");

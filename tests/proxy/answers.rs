@@ -249,8 +249,10 @@ fn check_all(manner: &str) {
     let gateway = before_serving(&upstream, "", settings);
     let mut faults = Vec::new();
     for (number, case) in cases.iter().enumerate() {
-        // Byte by byte a long one shows no more than a short one.
-        if manner == "whole" || case.bytes.len() < 10_000 {
+        // Byte by byte a long one shows no more than a short one; and what comes behind an answer when the next request has
+        // been sent is that one's answer, to whoever reads it.
+        let is_shown = case.bytes.len() < 10_000 && !case.name.starts_with("Bytes behind the answer");
+        if manner == "whole" || is_shown {
             faults.extend(check(&gateway, case, &format!("/{manner}/{number}")).err());
         }
     }
