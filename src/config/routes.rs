@@ -66,7 +66,10 @@ impl Resolver<'_> {
     }
 
     fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Standard> {
-        if let Some(folder) = file.file.as_ref().filter(|folder| !folder.is_empty()) {
+        if let Some(folder) = &file.file {
+            if folder.is_empty() {
+                self.fault(&key.name("file"), "empty: a folder, or a file");
+            }
             let is_alone = file.handoff.is_none() && file.response_head.is_none() && file.respond.is_none();
             if is_alone {
                 let fallback = file.proxy.as_ref().map(|upstream| self.fallback(&key.name("proxy"), upstream, whole));
