@@ -153,11 +153,17 @@ impl Client {
     /// Waits until the client has closed, with nothing behind it that is unread: then nobody reads an answer. A client that
     /// has sent more requests before it closed its side may read on.
     pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Ok(watch) = self.watch(BOTH) else { return Poll::Ready(()) };
         loop {
-            if ready!(self.poll_readable(context)).is_err() || self.is_gone() {
-                return Poll::Ready(());
+            let Ok(mut guard) = ready!(watch.poll_read_ready(context)) else { return Poll::Ready(()) };
+            if guard.ready().is_read_closed() {
+                break;
             }
+            // Mostly the head, which has been read since.
+            guard.clear_ready();
         }
+        // That it has closed stays known. As long as something is unread it waits for its answers.
+        if self.is_gone() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Whether the client has closed, with nothing behind it that is unread.
