@@ -265,7 +265,7 @@ impl Serving<'_> {
         answer: Answer,
     ) -> Option<Client> {
         let Answer { status, fields, body } = answer;
-        let fields = match crate::upstream::end_to_end(&fields) {
+        let fields = match crate::upstream::end_to_end(fields) {
             Ok(fields) => fields,
             Err(error) => {
                 let why = Interrupted::Fault(Fault::Broken(error));
