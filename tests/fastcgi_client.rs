@@ -150,7 +150,7 @@ fn both_ways_flow_at_once_and_at_any_size() {
     // Many times what fits between us: whoever wrote all before reading would wait for ever.
     let pieces = 256;
     let piece = Bytes::from(vec![b'x'; 64 << 10]);
-    let (mut feed, source) = feed(Some(pieces * 64 * 1024));
+    let (feed, source) = feed(Some(pieces * 64 * 1024));
     let (from_program, _) = run(async {
         let answer = async {
             let answer = ask(connect(&socket).await, responder(&FACTS, folder.path(), source), settings()).await;
