@@ -166,7 +166,9 @@ impl Out {
     /// For a head of so many fields, and a body behind it that is short.
     fn with_room_for(field_count: usize, delimiter: Delimiter) -> Self {
         let body = match delimiter {
-            Delimiter::Length(length) => usize::try_from(length).ok().filter(|length| *length <= COPIED_BYTES_MAX).unwrap_or(0),
+            Delimiter::Length(length) => {
+                usize::try_from(length).ok().filter(|length| *length <= COPIED_BYTES_MAX).unwrap_or(0)
+            }
             _ => 0,
         };
         Self { tail: Vec::with_capacity(128 + 64 * field_count + body), ..Self::default() }
