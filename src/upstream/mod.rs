@@ -20,6 +20,7 @@ mod pool;
 mod programs;
 mod tls;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -42,6 +43,7 @@ pub use self::tls::{Tls, TlsError};
 use crate::fastcgi::{self, Verdict};
 use crate::http::forward::{self, Onward};
 use crate::http::mount;
+use crate::http::path::normalise;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 
 /// What the configuration says of an upstream.
@@ -126,7 +128,7 @@ pub struct Question<'a> {
     pub request: &'a crate::request::Request,
     /// The route's path, which a path inside of the server replaces.
     pub mount: &'a str,
-    /// Asked for in place of what the client asked for; its path is normalised first.
+    /// Asked for in place of what the client asked for; put behind a path inside of the server, its path is normalised first.
     pub path_and_query: Option<&'a str>,
     /// In place of the client's own; `None`: the same.
     pub method: Option<&'static str>,
@@ -161,6 +163,15 @@ impl<'a> Question<'a> {
             wants_websocket: false,
             attempts: AtomicU32::new(0),
         }
+    }
+
+    /// The request with the changes that are for whoever is asked.
+    fn edited(&self) -> Cow<'a, crate::request::Request> {
+        let mut request = Cow::Borrowed(self.request);
+        if !self.edits.is_empty() {
+            request.to_mut().edit(self.edits);
+        }
+        request
     }
 }
 
@@ -287,7 +298,7 @@ impl Upstream {
         let address = member.address();
         let target = match question.path_and_query {
             None => mount::target(head, question.mount, address.inside.as_deref()),
-            Some(written) => inside(written, question.mount, address).into(),
+            Some(written) => inside(written, question.mount, address)?.into(),
         };
         let onward = Onward {
             method: question.method.unwrap_or(head.method()),
@@ -305,17 +316,10 @@ impl Upstream {
         *request.method_mut() = Method::from_bytes(onward.method.as_bytes()).map_err(refused)?;
         *request.uri_mut() = uri(&target)?;
         let fields = request.headers_mut();
-        if question.edits.is_empty() {
-            let given = question.request.fields();
-            let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
-        } else {
-            let mut edited = question.request.clone();
-            edited.edit(question.edits);
-            let given = edited.fields();
-            let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
-        }
+        let edited = question.edited();
+        let given = edited.fields();
+        let given = given.iter().map(|(name, value)| (&**name, *value));
+        forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
         for (name, value) in &question.request.variables {
             put(request.headers_mut(), &format!("variable-{name}"), value);
         }
@@ -330,13 +334,12 @@ impl Upstream {
 }
 
 /// What a server is asked for where a policy or an application says it: the address's path inside takes the place of the
-/// route's, or stands in front.
-fn inside(written: &str, mount: &str, address: &Address) -> String {
+/// route's, or stands in front, and nothing in it leads out of there again.
+fn inside(written: &str, mount: &str, address: &Address) -> Result<String, Fault> {
+    let Some(inside) = &address.inside else { return Ok(written.to_owned()) };
     let (path, query) = written.split_once('?').map_or((written, None), |(path, query)| (path, Some(query)));
-    match &address.inside {
-        Some(inside) => mount::replace(path, query, mount, inside),
-        None => written.to_owned(),
-    }
+    let path = normalise(path).map_err(|error| Fault::BadRequest(error.to_string()))?;
+    Ok(mount::replace(&path, query, mount, inside))
 }
 
 /// A request target as hyper takes one. The few bytes that stand in no URI (RFC 3986 §2) and that clients send all the
