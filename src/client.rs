@@ -271,6 +271,11 @@ impl Client {
         let _: Result<(), Errno> = rustix::net::sockopt::set_socket_linger(self, Some(Duration::ZERO));
     }
 
+    /// Makes its close an ordinary one again.
+    pub fn end_in_order(&self) {
+        let _: Result<(), Errno> = rustix::net::sockopt::set_socket_linger(self, None);
+    }
+
     /// Ends what we send and reads what the client still sends, so that closing does not reset the connection before the
     /// client has read its answer (RFC 9112 §9.6). Ends when the client closes, after `total`, when nothing comes for
     /// `stall`, or with `stop`.

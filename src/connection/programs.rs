@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::LAST_MODIFIED;
 
@@ -13,6 +13,10 @@ use crate::fastcgi::Verdict;
 use crate::http::body::Framing;
 use crate::request::Request;
 use crate::upstream::{Answer, Data, Interims, Question, Source, Upstream, spooled};
+
+/// How long an answer of unknown length may take to be kept for a filter. It is bounded in bytes, and its upstream must not be
+/// silent; this is for one that drips.
+const KEEPING_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// What an authorizer has decided.
 pub(super) enum Authorized {
@@ -96,7 +100,7 @@ impl Serving<'_> {
     /// Has the answer of an upstream changed by a filter.
     pub(super) async fn filter_answer(
         &mut self,
-        exchange: Exchange,
+        mut exchange: Exchange,
         request: &Request,
         filter: &str,
         upstream: &Upstream,
@@ -108,10 +112,14 @@ impl Serving<'_> {
         let source = match body.length() {
             Some(_) => Source::body(body),
             None => {
-                let (silence, bytes_max) = (upstream.options().body_timeout, self.settings.limits.body_bytes_max);
-                match spooled(&mut *body, silence, bytes_max).await {
+                let limits = &self.settings.limits;
+                let keeping = spooled(&mut *body, upstream.options().body_timeout, limits.body_bytes_max);
+                // Meanwhile the client may leave, and what it still has to say goes on to the upstream.
+                let how =
+                    Asking { head_timeout: KEEPING_MAX, interims: Interims::new(0), is_continue_forwarded: false };
+                match exchange.asking(keeping, &how, limits).await {
                     Ok(source) => source,
-                    Err(fault) => return self.interrupted(exchange, request, upstream, fault.into()).await,
+                    Err(why) => return self.interrupted(exchange, request, upstream, why).await,
                 }
             }
         };

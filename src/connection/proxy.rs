@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::decision::{Action, Outcome, Proxy};
 use crate::exchange::{Asking, CutShort, Exchange, Head, Interrupted};
 use crate::http::body::Framing;
-use crate::http::forward::Expect;
+use crate::http::forward::{self, Expect};
 use crate::policy::{FailureStage, Generation, HandoffFailure};
 use crate::request::Request;
 use crate::respond;
@@ -56,9 +56,20 @@ impl Serving<'_> {
         proxy: &Proxy,
         by: Option<Arc<Generation>>,
     ) -> Option<Client> {
+        if forward::is_last(request.head.method(), request.head.fields()) {
+            // We are who it is for (RFC 9110 §7.6.2), and we have nothing to say of ourselves. TRACE would show what others
+            // have added to the request.
+            let nothing = crate::http::response::Answer { status: 200, fields: Vec::new(), body: Vec::new() };
+            return match request.head.method() {
+                "OPTIONS" => self.answer(exchange, Outcome::Responded, &nothing).await,
+                _ => self.fail(exchange, request, Outcome::Responded, 501).await,
+            };
+        }
         let mut exchange = exchange;
         let mount = self.route.map_or("/", Route::mount).to_owned();
-        let mut round = Round { proxy: Cow::Borrowed(proxy), by, mount, is_repeated: false };
+        // Behind an answer that led to a handoff which nobody took.
+        let is_repeated = exchange.has_no_body_left() && request.head.framing() != Framing::None;
+        let mut round = Round { proxy: Cow::Borrowed(proxy), by, mount, is_repeated };
         let mut asked = 0;
         for _ in 0..ROUNDS_MAX {
             let name = &round.proxy.upstream;
@@ -278,6 +289,7 @@ impl Serving<'_> {
         self.deliver_as(Outcome::Responded, exchange, request, upstream, answer).await
     }
 
+    /// What an upstream says to us, and not to the client, stays here, whoever it is.
     async fn deliver_as(
         &mut self,
         outcome: Outcome,
@@ -326,7 +338,12 @@ impl Serving<'_> {
             Err((exchange, fault)) => {
                 return match from.upstream {
                     Some(upstream) => self.interrupted(*exchange, request, upstream, fault.into()).await,
-                    None => self.fail(*exchange, request, Outcome::Responded, 503).await,
+                    None => {
+                        let error = fault.to_string();
+                        tracing::warn!(request = %request.id, error, "file not served");
+                        self.line.set(|r| r.error = Some(error));
+                        self.fail(*exchange, request, Outcome::Responded, 503).await
+                    }
                 };
             }
         };

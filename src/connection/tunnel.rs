@@ -36,7 +36,8 @@ impl Serving<'_> {
         let (socket, _) = exchange.release();
         let mut client = Client::new(socket);
         let sent = client.write_all(&head, &Pace::new(&self.settings.limits)).await;
-        self.line.set(|r| (r.outcome, r.status) = (Outcome::Proxied, Some(101)));
+        // What a drain cuts is left as it stands here.
+        self.line.set(|r| (r.outcome, r.status) = (Outcome::Aborted, Some(101)));
         if let Err((_, error)) = sent {
             self.line.set(|r| (r.outcome, r.error) = (Outcome::ClientGone, Some(error.to_string())));
             return;
@@ -45,6 +46,7 @@ impl Serving<'_> {
         let mut carried = Carried { from_upstream: ahead, out: head.len() as u64, ..Carried::default() };
         let end = carried.run(&mut client, &mut stream, silence).await;
         self.line.set(|r| {
+            r.outcome = Outcome::Proxied;
             r.bytes_in += carried.taken;
             r.bytes_out += carried.out;
             r.error = end.err();
@@ -59,6 +61,8 @@ struct Carried {
     from_client: Bytes,
     /// Read of the upstream and not yet written.
     from_upstream: Bytes,
+    /// What was written to the upstream may wait in what encrypts it.
+    is_unflushed: bool,
     client_ended: bool,
     upstream_ended: bool,
     /// The end of one side has been told to the other.
@@ -109,8 +113,13 @@ impl Carried {
     ) -> Poll<io::Result<()>> {
         if !self.from_client.is_empty() {
             let count = ready!(Pin::new(upstream).poll_write(context, &self.from_client))?;
+            self.is_unflushed = true;
             drop(self.from_client.split_to(count));
             return Poll::Ready(Ok(()));
+        }
+        if self.is_unflushed {
+            ready!(Pin::new(&mut *upstream).poll_flush(context))?;
+            self.is_unflushed = false;
         }
         if self.client_ended {
             if self.upstream_told {
@@ -130,6 +139,7 @@ impl Carried {
                         Poll::Ready(written) => written?,
                         Poll::Pending => 0,
                     };
+                    self.is_unflushed = true;
                     self.from_client = Bytes::copy_from_slice(&buffer[written..count]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

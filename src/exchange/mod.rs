@@ -136,6 +136,11 @@ impl Exchange {
         Self { client, state }
     }
 
+    /// Whether nothing of the body is to be read any more: there was none, or somebody has had it.
+    pub fn has_no_body_left(&self) -> bool {
+        self.state.framing == Framing::None && self.state.upload.is_none()
+    }
+
     /// Gives the client's socket up, to hand it over.
     pub fn release(mut self) -> (OwnedFd, State) {
         self.settle_upload();

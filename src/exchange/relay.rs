@@ -110,10 +110,18 @@ impl Exchange {
             is_over: !has_body,
             pace: None,
             until: None,
+            is_upload_late: false,
             heard: None,
         };
         let before = self.state.written;
+        if delimiter == Delimiter::Close {
+            // Its end would look like the answer's, whoever ends it: the upstream, our patience, or the end of a drain.
+            self.client.reset();
+        }
         let cut = relay.run(&mut self, &mut *body, silence, limits).await.err();
+        if delimiter == Delimiter::Close && (cut.is_none() || self.state.written == before) {
+            self.client.end_in_order();
+        }
         // An upstream that was not read to its end learns that nobody will.
         drop(body);
         self.settle_upload();
@@ -123,14 +131,7 @@ impl Exchange {
         };
         let (bytes_out, body_bytes) = (self.state.written, self.state.read);
         let then = match (&cut, persistence, self.state.framing) {
-            (Some(CutShort::Upstream(_)), ..) => {
-                if delimiter == Delimiter::Close {
-                    // Its end would look like the answer's.
-                    self.client.reset();
-                }
-                Then::Close
-            }
-            (Some(CutShort::Client(_)), ..) => Then::Close,
+            (Some(_), ..) => Then::Close,
             (None, Persistence::KeepAlive, Framing::None) => Then::Continue(self.client),
             (None, Persistence::KeepAlive, Framing::Length(_)) if drain == Drain::Behind => Then::Drain(self),
             (None, ..) if self.may_send_more() => Then::Linger(Closing(self.client)),
@@ -223,6 +224,9 @@ struct Relay {
     pace: Option<(Pace, u64)>,
     /// Until when the client must have taken more, while it is waited for.
     until: Option<Instant>,
+    /// The client stopped in the middle of its body: it is waited for no more. The upstream is not told while it answers, or
+    /// it would have nobody to answer. A client that waits for `100 Continue` may well send nothing behind another answer.
+    is_upload_late: bool,
     /// When the upstream was heard last; `None` until it was waited for.
     heard: Option<Instant>,
 }
@@ -262,14 +266,8 @@ impl Relay {
             match event.await {
                 Event::Woken => {
                     let now = Instant::now();
-                    if exchange
-                        .state
-                        .upload
-                        .as_deref()
-                        .and_then(Upload::deadline)
-                        .is_some_and(|deadline| now >= deadline)
-                    {
-                        exchange.settle_upload();
+                    if self.upload_deadline(exchange).is_some_and(|deadline| now >= deadline) {
+                        self.is_upload_late = true;
                     } else if now >= self.deadline(silence) {
                         return Err(match self.out.bytes {
                             0 => CutShort::Upstream(Fault::TimedOut { key: "body_timeout", limit: silence }),
@@ -309,10 +307,16 @@ impl Relay {
         }
     }
 
+    /// Until when the client must have sent more of its body, while it is waited for.
+    fn upload_deadline(&self, exchange: &Exchange) -> Option<Instant> {
+        let upload = exchange.state.upload.as_deref().filter(|_| !self.is_upload_late);
+        upload.and_then(Upload::deadline)
+    }
+
     /// When to look again, if nothing happens before.
     fn wake(&mut self, exchange: &Exchange, silence: Duration) -> Instant {
         let deadline = self.deadline(silence);
-        let upload_deadline = exchange.state.upload.as_deref().and_then(Upload::deadline);
+        let upload_deadline = self.upload_deadline(exchange);
         let look = self.pace.as_ref().map(|(pace, _)| Instant::now() + pace.stall() / LOOKS_PER_STALL);
         [upload_deadline, look].into_iter().flatten().fold(deadline, Instant::min)
     }
@@ -359,10 +363,10 @@ impl Relay {
             return Poll::Ready(Event::Piece(piece));
         }
         match &mut state.upload {
-            Some(upload) => upload.poll(client, limits, context).map(Event::Uploaded),
+            Some(upload) if !self.is_upload_late => upload.poll(client, limits, context).map(Event::Uploaded),
             // What is left has been read for it: whether it gets there, the writing says.
-            None if self.is_over => Poll::Pending,
-            None => client.poll_gone(context).map(|()| Event::Gone),
+            _ if self.is_over => Poll::Pending,
+            _ => client.poll_gone(context).map(|()| Event::Gone),
         }
     }
 

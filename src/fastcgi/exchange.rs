@@ -11,7 +11,7 @@ use super::record::{Decoder, Ending, Header, Kind, NO_REQUEST, Part};
 use super::sending::{REQUEST, Sending};
 use super::stderr::Complaints;
 use super::{Input, Stream};
-use crate::upstream::Fault;
+use crate::upstream::{Cut, Fault};
 
 /// One read; what nobody polls for waits in here, and in the kernel.
 const READ_BYTES: usize = 32 << 10;
@@ -63,8 +63,10 @@ impl<S: Stream> Exchange<S> {
             let Some(stream) = &mut self.stream else {
                 return Poll::Ready(Err(Fault::Broken("nothing follows its end".to_owned())));
             };
-            if self.sending.poll(stream, context).is_err() {
-                return Poll::Ready(Err(Fault::ClientGone));
+            match self.sending.poll(stream, context) {
+                Ok(()) => {}
+                Err(Cut::Request) => return Poll::Ready(Err(Fault::ClientGone)),
+                Err(cut @ Cut::Ours) => return Poll::Ready(Err(broken(cut))),
             }
             if let Some(event) = self.next_read()? {
                 return Poll::Ready(Ok(event));

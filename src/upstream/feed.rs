@@ -54,10 +54,16 @@ enum From {
 #[derive(Debug)]
 struct Taker(Arc<Mutex<Between>>);
 
-/// The body ends before its end: the client has gone, or broke its framing.
+/// The body ends before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request's body was cut")]
-pub struct Cut;
+pub enum Cut {
+    /// It was kept here, or is a file or somebody else's answer.
+    #[error("what was to be sent was cut")]
+    Ours,
+    /// The client has gone, or broke its framing.
+    #[error("the request's body was cut")]
+    Request,
+}
 
 /// A body that is still to be read from the client; `length` where its head said it.
 pub fn feed(length: Option<u64>) -> (Feed, Source) {
@@ -145,7 +151,7 @@ impl Source {
                 match ready!(body.poll_next(context)) {
                     Some(Ok(Piece::Data(bytes))) => break Some(bytes),
                     Some(Ok(Piece::Trailers(_))) => {}
-                    Some(Err(_)) => return Poll::Ready(Some(Err(Cut))),
+                    Some(Err(_)) => return Poll::Ready(Some(Err(Cut::Ours))),
                     None => break None,
                 }
             },
@@ -155,7 +161,7 @@ impl Source {
                     *at += piece.len() as u64;
                     Some(piece.into())
                 }
-                Err(_) => return Poll::Ready(Some(Err(Cut))),
+                Err(_) => return Poll::Ready(Some(Err(Cut::Ours))),
             },
             From::Feed(taker) => {
                 let mut between = lock(&taker.0);
@@ -165,7 +171,7 @@ impl Source {
                         Some(piece)
                     }
                     None if between.is_whole => None,
-                    None if between.is_over => return Poll::Ready(Some(Err(Cut))),
+                    None if between.is_over => return Poll::Ready(Some(Err(Cut::Request))),
                     None => {
                         between.source = Some(context.waker().clone());
                         return Poll::Pending;
@@ -241,7 +247,7 @@ mod tests {
         feed.put(Bytes::from_static(b"abc"));
         drop(feed);
         assert!(matches!(next(&mut source), Poll::Ready(Some(Ok(_)))));
-        assert_eq!(next(&mut source), Poll::Ready(Some(Err(Cut))));
+        assert_eq!(next(&mut source), Poll::Ready(Some(Err(Cut::Request))));
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Program {
                 return Ok(held);
             }
         }
-        let may_keep = self.keep_alive > 0 && self.connections_max(options).await > 0;
+        let may_keep = self.keep_alive > 0 && self.connections_max(options).await? > 0;
         let stream = self.connect(options.connect_timeout).await?;
         let counted = may_keep && {
             let max = self.connections_max.get().copied().unwrap_or(0).min(self.keep_alive);
@@ -96,13 +96,14 @@ impl Program {
     }
 
     /// How many connections may be kept. A program that does not say is believed to take as many as the configuration keeps.
-    async fn connections_max(&self, options: &Options) -> usize {
+    /// One that is not there is asked when it is.
+    async fn connections_max(&self, options: &Options) -> Result<usize, Fault> {
         let ask = async || {
-            let Ok(stream) = self.connect(options.connect_timeout).await else { return usize::MAX };
+            let stream = self.connect(options.connect_timeout).await?;
             let values = timeout(options.connect_timeout, fastcgi::ask_values(stream)).await.unwrap_or_default();
-            values.connections_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX))
+            Ok(values.connections_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)))
         };
-        *self.connections_max.get_or_init(ask).await
+        self.connections_max.get_or_try_init(ask).await.copied()
     }
 
     /// Where a connection goes that the program has kept; `None` where it is not to.

@@ -20,6 +20,7 @@ mod pool;
 mod programs;
 mod tls;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -42,6 +43,7 @@ pub use self::tls::{Tls, TlsError};
 use crate::fastcgi::{self, Verdict};
 use crate::http::forward::{self, Onward};
 use crate::http::mount;
+use crate::http::path::normalise;
 use crate::policy::{Callout, CalloutError, Callouts, Fetching};
 
 /// What the configuration says of an upstream.
@@ -126,7 +128,7 @@ pub struct Question<'a> {
     pub request: &'a crate::request::Request,
     /// The route's path, which a path inside of the server replaces.
     pub mount: &'a str,
-    /// Asked for in place of what the client asked for; its path is normalised first.
+    /// Asked for in place of what the client asked for; put behind a path inside of the server, its path is normalised first.
     pub path_and_query: Option<&'a str>,
     /// In place of the client's own; `None`: the same.
     pub method: Option<&'static str>,
@@ -161,6 +163,15 @@ impl<'a> Question<'a> {
             wants_websocket: false,
             attempts: AtomicU32::new(0),
         }
+    }
+
+    /// The request with the changes that are for whoever is asked.
+    fn edited(&self) -> Cow<'a, crate::request::Request> {
+        let mut request = Cow::Borrowed(self.request);
+        if !self.edits.is_empty() {
+            request.to_mut().edit(self.edits);
+        }
+        request
     }
 }
 
@@ -287,7 +298,7 @@ impl Upstream {
         let address = member.address();
         let target = match question.path_and_query {
             None => mount::target(head, question.mount, address.inside.as_deref()),
-            Some(written) => inside(written, question.mount, address).into(),
+            Some(written) => inside(written, question.mount, address)?.into(),
         };
         let onward = Onward {
             method: question.method.unwrap_or(head.method()),
@@ -307,8 +318,7 @@ impl Upstream {
         let mut fields = Fields::with_room_for(head.bytes().len());
         let keep = |name: &str, value: &[u8]| fields.put(name, value);
         if !question.edits.is_empty() {
-            let mut edited = question.request.clone();
-            edited.edit(question.edits);
+            let edited = question.edited();
             let given = edited.fields();
             forward::request(given.iter().map(|(name, value)| (&**name, *value)), &onward, keep).map_err(refused)?;
         } else if question.request.is_edited() {
@@ -332,13 +342,12 @@ impl Upstream {
 }
 
 /// What a server is asked for where a policy or an application says it: the address's path inside takes the place of the
-/// route's, or stands in front.
-fn inside(written: &str, mount: &str, address: &Address) -> String {
+/// route's, or stands in front, and nothing in it leads out of there again.
+fn inside(written: &str, mount: &str, address: &Address) -> Result<String, Fault> {
+    let Some(inside) = &address.inside else { return Ok(written.to_owned()) };
     let (path, query) = written.split_once('?').map_or((written, None), |(path, query)| (path, Some(query)));
-    match &address.inside {
-        Some(inside) => mount::replace(path, query, mount, inside),
-        None => written.to_owned(),
-    }
+    let path = normalise(path).map_err(|error| Fault::BadRequest(error.to_string()))?;
+    Ok(mount::replace(&path, query, mount, inside))
 }
 
 /// A request target as hyper takes one. The few bytes that stand in no URI (RFC 3986 §2) and that clients send all the

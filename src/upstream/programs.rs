@@ -79,7 +79,7 @@ fn variables(
     stdin: &Source,
     data: Option<&Data>,
 ) -> Result<Variables, Fault> {
-    let (request, client) = (question.request, question.client);
+    let (request, client) = (question.edited(), question.client);
     let (head, origin) = (&request.head, &request.origin);
     let fields: Vec<_> = forward::for_program(request.fields().into_iter(), client).collect();
     let (path, query) = match question.path_and_query {
