@@ -260,6 +260,8 @@ fn seen(answer: &str) -> serde_json::Value {
         .map(|(name, value)| (name, value.trim_end_matches("; charset=utf-8")))
         // Its page is each one's own; that of nginx has the application's fields.
         .filter(|(name, _)| !own.contains(&name.as_str()) && !is_page)
+        // Of a part we say once more that there are parts.
+        .filter(|(name, _)| status != "206" || name != "accept-ranges")
         .collect();
     fields.sort();
     let length = head.to_ascii_lowercase().contains("content-length: ") && !is_page;
