@@ -2,7 +2,6 @@
 //! has (A1, A2, A4, A6, A10).
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -255,20 +254,6 @@ fn a_daemon_that_does_not_take_the_client_is_tried_again_and_not_for_ever() {
     assert_eq!((answer.header("connection"), client.rest().as_str()), (Some("close"), ""));
     assert!(began.elapsed() >= Duration::from_millis(200));
     assert_eq!(drops.events("accepted").len(), 3);
-}
-
-#[test]
-fn a_daemon_that_nobody_may_reach_is_503() {
-    if nix::unistd::geteuid().is_root() {
-        return eprintln!("NOT SHOWN: root may reach every socket");
-    }
-    let folder = folder();
-    let _daemon = daemon(&folder, "d", "seqpacket", &[]);
-    let socket = folder.path().join("d.sock");
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o000)).expect("ours");
-    let application = says(hands_over(&socket, "", ""));
-    let gateway = start(folder, &behind(&application, ""));
-    assert_eq!(gateway.status("/"), 503);
 }
 
 /// A10.

@@ -122,6 +122,22 @@ fn an_answer_can_be_replaced_and_the_imports_say_what_it_was() {
 }
 
 #[test]
+fn an_answer_of_the_policys_own_has_nothing_of_the_other() {
+    let (folder, two) = (folder(), two());
+    let own = Action::Respond { status: 451, headers: &[("x-one", "own")], body: "no" };
+    Guest::new().on_request(&pass()).on_response("", &plain(own)).write(&folder, "refuses");
+    let gateway = gateway(folder, &two, &["refuses"], "");
+    let mut client = gateway.client();
+    // What the application left unread of the body keeps nobody.
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.body.as_str(), answer.header("x-one")), (451, "no", Some("own")), "{answer:?}");
+    assert_eq!((answer.header("x-two"), answer.header("content-length")), (None, Some("2")), "{answer:?}");
+    client.get("/");
+    assert_eq!(client.answer().status, 451);
+}
+
+#[test]
 fn another_upstream_is_asked_without_the_body_that_the_first_one_had() {
     let (folder, two) = (folder(), two());
     let edits = Edits { remove: &["x-mine"], set: &[("x-added", "yes")], append: &[] };
