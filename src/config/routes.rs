@@ -20,10 +20,15 @@ impl Resolver<'_> {
                 self.has_role(&key.name(name), upstream, Some(name), whole);
             }
         }
-        if file.internal == Some(true) && (!file.policies.is_empty() || file.authorizer.is_some()) {
-            let asked = if file.policies.is_empty() { "authorizer" } else { "policies" };
+        let asked = [
+            ("policies", !file.policies.is_empty()),
+            ("authorizer", file.authorizer.is_some()),
+            ("filter", file.filter.is_some()),
+            ("methods", file.methods.is_some()),
+        ];
+        for (name, _) in asked.iter().filter(|(_, is_written)| *is_written && file.internal == Some(true)) {
             self.fault(
-                &key.name(asked),
+                &key.name(name),
                 "an internal route is reached by an application's answer: nobody is asked again",
             );
         }

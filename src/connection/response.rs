@@ -81,7 +81,8 @@ impl Serving<'_> {
                 }
             },
         };
-        // What the application still has to say is for nobody.
+        // What the application still has to say is for nobody, and its worker is to be free.
+        answer.body.abandon();
         drop(answer);
         match self.finish_body(exchange).await {
             Ok(()) => Judged::Handoff(Box::new(handoff), by),

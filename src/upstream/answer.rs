@@ -39,6 +39,9 @@ pub trait Body: Send + std::fmt::Debug {
 
     /// How many bytes of data are still to come, where that is known.
     fn length(&self) -> Option<u64>;
+
+    /// Closes the connection that it comes over, also where it is at its end: it may occupy whoever made the answer.
+    fn abandon(&mut self) {}
 }
 
 /// A body that is all there.

@@ -86,9 +86,9 @@ pub(super) async fn ask(
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();
     let mut body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
-    // Where there is no body, nobody asks for its end.
-    if body.incoming.is_end_stream() {
-        body.finish();
+    if head.status == StatusCode::NO_CONTENT && announces_body(&head.headers) {
+        // What it has announced may follow, and would be taken for the next answer.
+        body.lease = None;
     }
     let body: Box<dyn Body> = Box::new(body);
     let version = spoken(head.version);
@@ -128,6 +128,11 @@ fn check(response: &Response<Incoming>) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a head says that a body follows, though to its status there is none (RFC 9112 §6.3).
+fn announces_body(fields: &HeaderMap) -> bool {
+    fields.contains_key(TRANSFER_ENCODING) || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
 fn spoken(version: hyper::Version) -> Version {
     if version == hyper::Version::HTTP_10 { Version::Http10 } else { Version::Http11 }
 }
@@ -164,7 +169,20 @@ impl HttpBody {
     }
 }
 
+impl Drop for HttpBody {
+    /// Where there is no body, nobody asks for its end.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
 impl Body for HttpBody {
+    fn abandon(&mut self) {
+        self.lease = None;
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
             if self.lease.is_none() {

@@ -12,10 +12,12 @@ mod bodies;
 mod fields;
 mod guests;
 mod handoffs;
+mod moving_in;
 mod paths;
 mod php;
 mod policies;
 mod redirects;
+mod shipped;
 
 use std::path::Path;
 

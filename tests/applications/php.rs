@@ -30,10 +30,15 @@ exit;
 "#;
 
 /// An example daemon; it ends with its handle.
-struct Streaming(Child);
+pub(super) struct Streaming(Child);
 
 impl Streaming {
     fn start(language: &str, folder: &Path) -> Self {
+        Self::start_at(language, folder, language)
+    }
+
+    /// The same at `NAME.sock`.
+    pub(super) fn start_at(language: &str, folder: &Path, name: &str) -> Self {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         let mut command = match language {
             "python" => {
@@ -50,7 +55,7 @@ impl Streaming {
                 Command::new(program)
             }
         };
-        command.arg(folder.join(language).with_extension("sock")).args(["--interval", "200"]);
+        command.arg(folder.join(name).with_extension("sock")).args(["--interval", "200"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
         let said = Lines::read(child.stdout.take().expect("piped"));
         said.wait(0, &["ready"]);
