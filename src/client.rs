@@ -152,15 +152,23 @@ impl Client {
 
     /// Waits until the client has gone: nobody reads an answer.
     pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Ok(watch) = self.watch(BOTH) else { return Poll::Ready(()) };
         loop {
-            if ready!(self.poll_readable(context)).is_err() || self.is_gone() {
-                return Poll::Ready(());
+            let Ok(mut guard) = ready!(watch.poll_read_ready(context)) else { return Poll::Ready(()) };
+            // That it has closed its side stays known.
+            if guard.ready().is_read_closed() {
+                break;
             }
-            // The end of its side is told over and over again: behind that only the end of ours is news.
-            if self.has_half_closed() && ready!(self.poll_changed(context)).is_err() {
-                return Poll::Ready(());
+            // Mostly the head, which has been read since.
+            guard.clear_ready();
+        }
+        // As long as something is unread it waits for its answers: then only the end of ours is news.
+        while !self.is_gone() {
+            if ready!(self.poll_changed(context)).is_err() {
+                break;
             }
         }
+        Poll::Ready(())
     }
 
     /// Waits until something changes about whether we can write, as it does with a reset.

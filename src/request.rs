@@ -149,6 +149,11 @@ impl Request {
         self.edited = Some(fields);
     }
 
+    /// Whether its fields are other ones than its head's.
+    pub fn is_edited(&self) -> bool {
+        self.edited.is_some()
+    }
+
     /// All fields with the edits made so far: name in lower case, in order.
     pub fn fields(&self) -> Vec<(Cow<'_, str>, &[u8])> {
         match &self.edited {

@@ -287,7 +287,7 @@ impl Serving<'_> {
         answer: Answer,
     ) -> Option<Client> {
         let Answer { version, status, fields, body } = answer;
-        let fields = match crate::upstream::end_to_end(&fields, version) {
+        let fields = match crate::upstream::end_to_end(fields, version) {
             Ok(fields) => fields,
             Err(error) => {
                 let why = Interrupted::Fault(Fault::Broken(error));

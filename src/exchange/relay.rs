@@ -99,7 +99,7 @@ impl Exchange {
             _ if guard.is_draining() || delimiter == Delimiter::Close => Persistence::Close,
             Drain::Behind | Drain::Nothing => self.state.persistence,
         };
-        let mut out = Out::default();
+        let mut out = Out::with_room_for(head.fields.len(), delimiter);
         let fields = head.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let end = (self.state.version, persistence);
         with_date(|date| put_relayed_head(&mut out.tail, head.status, fields, delimiter, end, date));
@@ -163,6 +163,15 @@ struct Out {
 }
 
 impl Out {
+    /// For a head of so many fields, and a body behind it that is short.
+    fn with_room_for(field_count: usize, delimiter: Delimiter) -> Self {
+        let body = match delimiter {
+            Delimiter::Length(length) => usize::try_from(length).ok().filter(|length| *length <= COPIED_BYTES_MAX).unwrap_or(0),
+            _ => 0,
+        };
+        Self { tail: Vec::with_capacity(128 + 64 * field_count + body), ..Self::default() }
+    }
+
     fn put(&mut self, piece: Bytes) {
         if piece.len() <= COPIED_BYTES_MAX {
             self.tail.extend_from_slice(&piece);

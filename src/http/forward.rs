@@ -117,7 +117,7 @@ pub fn request<'a>(
     }
     client.put_elements(&mut elements);
     put("forwarded", &elements);
-    put("via", via(onward.version));
+    put("via", via(onward.version).as_bytes());
     // A client of HTTP/1.0 gets no chunks, so no trailers either.
     wants_trailers &= onward.version == Version::Http11;
     if wants_trailers {
@@ -167,8 +167,13 @@ pub fn answer<'a>(
             put(name, value);
         }
     }
-    put("via", via(version));
+    put("via", via(version).as_bytes());
     Ok(())
+}
+
+/// Whether a field of an answer goes on, if the answer's `Connection` does not name it; `Connection` itself does not.
+pub fn is_end_to_end(name: &str) -> bool {
+    kind_of_answer(name) == Kind::EndToEnd
 }
 
 /// Gives the trailers of an answer, or of a request, that go on to `put`. What decides how a message is framed, routed,
@@ -226,10 +231,10 @@ fn forwards(value: &[u8]) -> Option<u32> {
 }
 
 /// Our element, by the version of what we received (RFC 9110 §7.6.3).
-fn via(version: Version) -> &'static [u8] {
+pub fn via(version: Version) -> &'static str {
     match version {
-        Version::Http10 => b"1.0 baton",
-        Version::Http11 => b"1.1 baton",
+        Version::Http10 => "1.0 baton",
+        Version::Http11 => "1.1 baton",
     }
 }
 

@@ -162,10 +162,14 @@ fn put_status_line(out: &mut Vec<u8>, status: u16) {
 
 /// `content-type` as `Content-Type`: names mean the same in any case, and old clients know this one.
 fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(name.as_bytes());
     let mut before = b'-';
-    for byte in name.bytes() {
-        out.push(if before == b'-' { byte.to_ascii_uppercase() } else { byte });
-        before = byte;
+    for byte in &mut out[start..] {
+        if before == b'-' {
+            byte.make_ascii_uppercase();
+        }
+        before = *byte;
     }
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);

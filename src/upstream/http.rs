@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE, VIA};
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -45,7 +45,7 @@ pub(super) async fn ask(
         let bytes: usize = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if told_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > head_bytes_max {
             told.refuse(format!("interim answers over {head_bytes_max} bytes (head_bytes_max)"));
-        } else if let Ok(fields) = end_to_end(head.headers(), Version::Http11) {
+        } else if let Ok(fields) = end_to_end(head.headers().clone(), Version::Http11) {
             told.put(Interim { status: head.status().as_u16(), fields });
         }
         // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
@@ -78,7 +78,8 @@ pub(super) async fn ask(
         if !wants_switch || !is_websocket {
             return Err(broken("it switched protocols without being asked"));
         }
-        let fields = end_to_end(response.headers(), Version::Http11).map_err(|error| broken(&error))?;
+        let fields =
+            end_to_end(std::mem::take(response.headers_mut()), Version::Http11).map_err(|error| broken(&error))?;
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| (Fault::Broken(said(&error)), None))?;
         let parts = upgraded.downcast::<TokioIo<InPieces>>().map_err(|_| broken("a connection of another kind"))?;
         return Ok(Reply::Switched(fields, Tunnel { stream: parts.io.into_inner().0, ahead: parts.read_buf }));
@@ -141,7 +142,12 @@ fn spoken(version: hyper::Version) -> Version {
 ///
 /// # Errors
 /// They cannot be told from those of the connection.
-pub fn end_to_end(fields: &HeaderMap, version: Version) -> Result<HeaderMap, String> {
+pub fn end_to_end(mut fields: HeaderMap, version: Version) -> Result<HeaderMap, String> {
+    // Most answers say nothing of their connection: then all that there is to do is to say that they came by us.
+    if fields.keys().all(|name| forward::is_end_to_end(name.as_str())) {
+        fields.append(VIA, HeaderValue::from_static(forward::via(version)));
+        return Ok(fields);
+    }
     let mut kept = HeaderMap::with_capacity(fields.len() + 1);
     let given: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let put = |name: &str, value: &[u8]| super::put(&mut kept, name, value);

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Method, Request, Uri};
 
 pub use self::address::{Address, AddressError, Protocol, Transport};
@@ -304,18 +304,20 @@ impl Upstream {
         let mut request = Request::new(body);
         *request.method_mut() = Method::from_bytes(onward.method.as_bytes()).map_err(refused)?;
         *request.uri_mut() = uri(&target)?;
-        let fields = request.headers_mut();
-        if question.edits.is_empty() {
-            let given = question.request.fields();
-            let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
-        } else {
+        let mut fields = Fields::with_room_for(head.bytes().len());
+        let keep = |name: &str, value: &[u8]| fields.put(name, value);
+        if !question.edits.is_empty() {
             let mut edited = question.request.clone();
             edited.edit(question.edits);
             let given = edited.fields();
-            let given = given.iter().map(|(name, value)| (&**name, *value));
-            forward::request(given, &onward, |name, value| put_unframed(fields, name, value)).map_err(refused)?;
+            forward::request(given.iter().map(|(name, value)| (&**name, *value)), &onward, keep).map_err(refused)?;
+        } else if question.request.is_edited() {
+            let given = question.request.fields();
+            forward::request(given.iter().map(|(name, value)| (&**name, *value)), &onward, keep).map_err(refused)?;
+        } else {
+            forward::request(head.fields(), &onward, keep).map_err(refused)?;
         }
+        *request.headers_mut() = fields.into_map();
         for (name, value) in &question.request.variables {
             put(request.headers_mut(), &format!("variable-{name}"), value);
         }
@@ -355,10 +357,50 @@ fn uri(target: &str) -> Result<Uri, Fault> {
     escaped.parse().map_err(refused)
 }
 
-/// Puts a field of a request, but for its length: that is what the body's source says.
-fn put_unframed(fields: &mut HeaderMap, name: &str, value: &[u8]) {
-    if !name.eq_ignore_ascii_case("content-length") {
-        put(fields, name, value);
+/// The fields of a request as they are put together. Values become pieces of one buffer: most are short, and memory for
+/// each would cost more than they do.
+struct Fields {
+    names: Vec<(HeaderName, usize)>,
+    values: Vec<u8>,
+}
+
+impl Fields {
+    /// For a head of so many bytes, and what is added to it.
+    fn with_room_for(head_bytes: usize) -> Self {
+        Self { names: Vec::with_capacity(32), values: Vec::with_capacity(head_bytes + 256) }
+    }
+
+    /// Puts a field, but for its length: that is what the body's source says. What hyper refuses is left out.
+    fn put(&mut self, name: &str, value: &[u8]) {
+        if name.eq_ignore_ascii_case("content-length") {
+            return;
+        }
+        if let Ok(name) = field_name(name) {
+            self.values.extend_from_slice(value);
+            self.names.push((name, self.values.len()));
+        }
+    }
+
+    fn into_map(self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.names.len() + 1);
+        let (values, mut start) = (Bytes::from(self.values), 0);
+        for (name, end) in self.names {
+            if let Ok(value) = HeaderValue::from_maybe_shared(values.slice(start..end)) {
+                map.append(name, value);
+            }
+            start = end;
+        }
+        map
+    }
+}
+
+/// What every request is given needs no memory of its own.
+fn field_name(name: &str) -> Result<HeaderName, InvalidHeaderName> {
+    match name {
+        "x-forwarded-for" => Ok(const { HeaderName::from_static("x-forwarded-for") }),
+        "x-forwarded-proto" => Ok(const { HeaderName::from_static("x-forwarded-proto") }),
+        "x-forwarded-host" => Ok(const { HeaderName::from_static("x-forwarded-host") }),
+        name => HeaderName::from_bytes(name.as_bytes()),
     }
 }
 

@@ -265,7 +265,7 @@ fn a_daemon_that_nobody_may_reach_is_503() {
     let folder = folder();
     let _daemon = daemon(&folder, "d", "seqpacket", &[]);
     let socket = folder.path().join("d.sock");
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0)).expect("ours");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o000)).expect("ours");
     let application = says(hands_over(&socket, "", ""));
     let gateway = start(folder, &behind(&application, ""));
     assert_eq!(gateway.status("/"), 503);

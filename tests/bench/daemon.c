@@ -2,7 +2,7 @@
  * The daemon behind every gateway that is measured. However a request comes to
  * it, it gives the same small answer, or the same event stream.
  *
- * usage: daemon -u SOCKET [-d seqpacket|fdpass|http] [-s BYTES] [-e]
+ * usage: daemon -u SOCKET [-d seqpacket|fdpass|http] [-s BYTES] [-e] [-f]
  *
  * -d is how a request comes:
  *   seqpacket  the client, by SCM_RIGHTS with a message; one connection each
@@ -13,7 +13,8 @@
  * -s is how long the body of an answer to a relayed request is, on a connection
  *    that is kept: the small one over and over. Default: once.
  * -e gives event streams: a head and a message, then a message every second
- * until the client is gone.
+ * until the client is gone. With -f the messages after the first are FLOOD_BYTES
+ * long, and what is not taken of one is lost: for clients that do not read.
  *
  * Says `ready` on standard output when it listens. USR1: prints one line of
  * JSON, how many it answered and how many it could not, how many streams it
@@ -39,6 +40,7 @@ enum {
 	FDS_MAX = 65536,
 	MESSAGE_BYTES_MAX = 128 * 1024,
 	BODY_BYTES_MAX = 64 * 1024, /* with its head less than a Unix socket takes at once */
+	FLOOD_BYTES = 64 * 1024,
 	TICK_MS = 10,
 	TICKS = 100, /* after which a stream's turn comes again: 1 s */
 };
@@ -56,7 +58,8 @@ static const char stream_began[] = HEAD("text/event-stream") CLOSED "\r\n" MESSA
 static const char message[] = MESSAGE;
 
 static enum { SEQPACKET, FDPASS, HTTP } dialect;
-static int epoll, is_streaming;
+static int epoll, is_streaming, is_flooding;
+static char flood[FLOOD_BYTES];
 static unsigned long answered, failed, streams, messages;
 static unsigned char head_end_got[FDS_MAX]; /* by connection of http: bytes of "\r\n\r\n" */
 
@@ -102,9 +105,11 @@ static void next_messages(int timer)
 		return;
 	for (; ticks > 0; ticks--) {
 		struct slot *s = &slots[tick = (tick + 1) % TICKS];
+		const char *bytes = is_flooding ? flood : message;
+		size_t len = is_flooding ? sizeof flood : sizeof message - 1;
 
 		for (size_t i = 0; i < s->count;) {
-			if (send(s->clients[i], message, sizeof message - 1, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) {
+			if (send(s->clients[i], bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) {
 				messages++;
 				i++;
 			} else if (errno == EAGAIN) {
@@ -271,12 +276,13 @@ int main(int argc, char **argv)
 	int listener, signals, timer = -1;
 	long body_len = sizeof BODY - 1;
 
-	for (int o; (o = getopt(argc, argv, "u:d:s:e")) != -1;) {
+	for (int o; (o = getopt(argc, argv, "u:d:s:ef")) != -1;) {
 		switch (o) {
 		case 'u': path = optarg; break;
 		case 'd': dialect = *optarg == 'f' ? FDPASS : *optarg == 'h' ? HTTP : SEQPACKET; break;
 		case 's': body_len = atol(optarg); break;
 		case 'e': is_streaming = 1; break;
+		case 'f': is_flooding = 1; break;
 		default: return 2;
 		}
 	}

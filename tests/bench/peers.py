@@ -302,21 +302,22 @@ class Peers:
         return self.directory / f"{name}.log"
 
     @contextlib.contextmanager
-    def behind(self, name, streams=0, body_bytes=None):
+    def behind(self, name, streams=0, body_bytes=None, stalled=False):
         """A fresh gateway before a fresh daemon: both processes, and the gateway's port.
 
-        `streams` is how many event streams the daemon is to give at a time; 0: it gives answers. `body_bytes` is the
+        `streams` is how many event streams the daemon is to give at a time; 0: it gives answers. `stalled`: long ones,
+        to clients that do not read them. `body_bytes` is the
         length of those that go through a gateway over a connection that is kept."""
         with tempfile.TemporaryDirectory(prefix="bb") as d:  # short: a socket's path has 107 bytes
             directory = pathlib.Path(d)
             directory.chmod(0o755)  # a server's workers are somebody else than root
             socket = directory / "d"
-            with self._backend(name, directory, socket, streams, body_bytes) as daemon:
+            with self._backend(name, directory, socket, streams, body_bytes, stalled) as daemon:
                 with self._gateway(name, directory, socket, streams) as (gateway, port):
                     yield daemon, gateway, port
 
     @contextlib.contextmanager
-    def _backend(self, name, directory, socket, streams, body_bytes):
+    def _backend(self, name, directory, socket, streams, body_bytes, stalled):
         if name in PROGRAMS:
             config, page = directory / "php-fpm.conf", directory / "page.php"
             config.write_text(php_fpm_config(directory, socket))
@@ -327,7 +328,7 @@ class Peers:
                 yield p
             return
         argv = [self.daemon, "-u", socket, "-d", daemon_dialect(name), *(["-e"] if streams else []),
-                *(["-s", body_bytes] if body_bytes else [])]
+                *(["-f"] if stalled else []), *(["-s", body_bytes] if body_bytes else [])]
         with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
             line_with("ready\n", daemon, daemon.stdout)
             yield daemon
@@ -347,7 +348,7 @@ class Peers:
             config.write_text(baton_config(socket, None if name.endswith("-nopolicy") else self.policy))
             argv = [self.baton, "run", "-c", config]
         elif name in RELAYS:
-            address = f'"fcgi+unix:{socket}"\nscript = "{page}"' if page else f'"unix:{socket}"'
+            address = f'"fcgi+unix:{socket}"\nroot = "{page.parent}"\nscript = "/{page.name}"' if page else f'"unix:{socket}"'
             config.write_text(baton_relay_config(f"address = {address}"))
             argv = [self.baton, "run", "-c", config]
         elif name in LANGUAGES:

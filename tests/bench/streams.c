@@ -2,13 +2,13 @@
  * The clients of event streams: opens as many as it is told, a bounded number
  * at a time, and reads what comes.
  *
- * usage: streams -p PORT -b TOKEN [-o OPENING_MAX]
+ * usage: streams -p PORT -b TOKEN [-o OPENING_MAX] [-s]
  *
  * Each line on standard input is a number: of streams to be held from then on,
  * never fewer than before. When every one has had its first message, or has
  * failed, or SECONDS_MAX are over, prints one line of JSON; the same number
  * again asks for another such line. Ends, and resets every stream, at the end
- * of its input.
+ * of its input. With -s nothing is read of a stream once it is held.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -38,7 +38,7 @@ static struct stream { /* by descriptor */
 	char *head; /* until its end has come */
 } streams[FDS_MAX];
 static long begun, opening, held, failed, ended, messages;
-static int epoll;
+static int epoll, is_stalled;
 
 static void begin(void)
 {
@@ -118,6 +118,8 @@ static void read_head(int s, const char *bytes, size_t len)
 		stream->state = HELD;
 		opening--;
 		held++;
+		if (is_stalled)
+			epoll_ctl(epoll, EPOLL_CTL_DEL, s, NULL);
 	} else if (stream->got == HEAD_BYTES_MAX) {
 		end(s);
 	}
@@ -178,10 +180,11 @@ int main(int argc, char **argv)
 	long wanted = 0, opening_max = 64, number;
 	time_t due = 0;
 
-	for (int o; (o = getopt(argc, argv, "p:b:o:")) != -1;) {
+	for (int o; (o = getopt(argc, argv, "p:b:o:s")) != -1;) {
 		switch (o) {
 		case 'p': gateway.sin_port = htons((in_port_t)atoi(optarg)); break;
 		case 'b': request_len = (size_t)snprintf(request, sizeof request, request_format, optarg, "close"); break;
+		case 's': is_stalled = 1; break;
 		case 'o': opening_max = atol(optarg); break;
 		default: return 2;
 		}

@@ -343,3 +343,25 @@ fn pipelined_requests_are_answered_in_order() {
     eventually("every line", || (gateway.log().len() == 50).then_some(()));
     assert_eq!(upstream.connections(), 1);
 }
+
+/// Its second request is unread, and that it has closed is known: neither is a reason to look again and again.
+#[test]
+fn a_client_that_ends_behind_a_second_request_is_waited_for_without_work() {
+    let upstream = Upstream::new();
+    let gateway = before(&upstream, "", "");
+    let mut client = gateway.client();
+    client.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.stream.shutdown(std::net::Shutdown::Write).expect("connected");
+    let mut peer = upstream.accept();
+    peer.head();
+    // A worker that spins would use all of the time that passes here; one at rest uses hardly any.
+    let (ticks, began) = (gateway.cpu_ticks(), std::time::Instant::now());
+    while began.elapsed() < std::time::Duration::from_millis(500) {
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+    let ticks = gateway.cpu_ticks() - ticks;
+    assert!(ticks <= 10, "{ticks} ticks of 10 ms in half a second");
+    peer.send(OK);
+    assert!(client.head().starts_with("HTTP/1.1 200 OK\r\n"));
+    assert_eq!(client.take(2), b"ok");
+}
