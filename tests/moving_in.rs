@@ -1,7 +1,7 @@
 //! `examples/moving-in`: the configurations of other systems and ours for the same, each before the same daemon or application,
 //! which nobody has changed. What a client gets behind both is compared; what differs is written down here, and there.
 //!
-//! The mount of libwebsockets is in `mounts/`.
+//! The mount of libwebsockets is in `mounts/`, mod_socket_handoff in `applications/`.
 #![cfg(feature = "gateway")]
 
 mod support;
