@@ -150,32 +150,57 @@ impl Client {
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until the client has closed, with nothing behind it that is unread: then nobody reads an answer. A client that
-    /// has sent more requests before it closed its side may read on.
+    /// Waits until the client has gone: nobody reads an answer.
     pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Ok(watch) = self.watch(BOTH) else { return Poll::Ready(()) };
         loop {
+            let Ok(watch) = self.watch(BOTH) else { return Poll::Ready(()) };
             let Ok(mut guard) = ready!(watch.poll_read_ready(context)) else { return Poll::Ready(()) };
-            if guard.ready().is_read_closed() {
-                break;
-            }
-            // Mostly the head, which has been read since.
+            let is_closed = guard.ready().is_read_closed();
             guard.clear_ready();
+            // Otherwise it is mostly the head that has come, which has been read since: nothing to ask the kernel about.
+            if is_closed {
+                if self.is_gone() {
+                    return Poll::Ready(());
+                }
+                // The end of its side is told over and over again: behind that only the end of ours is news.
+                if self.has_half_closed() && ready!(self.poll_changed(context)).is_err() {
+                    return Poll::Ready(());
+                }
+            }
         }
-        // That it has closed stays known. As long as something is unread it waits for its answers.
-        if self.is_gone() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Whether the client has closed, with nothing behind it that is unread.
+    /// Waits until something changes about whether we can write, as it does with a reset.
+    fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let watch = self.watch(BOTH)?;
+        let mut guard = ready!(watch.poll_write_ready(context))?;
+        if guard.ready().is_write_closed() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        guard.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the client has closed its side, with nothing behind it that is unread, or has reset the connection. A client
+    /// that has sent more requests before it closed its side may read on.
     pub fn is_gone(&self) -> bool {
-        self.has_half_closed() && !matches!(self.peek(&mut [0]), Ok(1))
+        let ends = self.ends();
+        ends.contains(PollFlags::HUP) || !ends.is_empty() && !matches!(self.peek(&mut [0]), Ok(1))
     }
 
     /// Whether the client has closed its side: nothing comes behind what is here already.
     pub fn has_half_closed(&self) -> bool {
+        !self.ends().is_empty()
+    }
+
+    /// What has ended of the connection: `RDHUP` is the client's side, `HUP` both (poll(2)).
+    fn ends(&self) -> PollFlags {
         let mut ask = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut ask, Some(&now)).is_ok_and(|count| count > 0)
+        match rustix::event::poll(&mut ask, Some(&now)) {
+            Ok(_) => ask[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
     }
 
     /// Writes what there is room for of the slices, in their order; waits where there is none.

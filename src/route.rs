@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use crate::decision::Action;
+use crate::decision::{Action, Proxy};
 use crate::files::Folder;
+use crate::http::path::{Plus, decode};
 use crate::policy::Policy;
 
 /// One route.
@@ -39,8 +40,27 @@ pub struct Route {
 pub enum Standard {
     /// What a policy could have decided too.
     Action(Action),
-    /// A file is served.
-    File(Folder),
+    /// A file is served; where there is none, somebody else may answer.
+    File(Folder, Option<Fallback>),
+}
+
+/// The upstream that answers what no file does, as `try_files` has it in nginx.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// What it is asked.
+    pub proxy: Proxy,
+    /// How a segment ends that is a script of its own (`split`); empty: none is.
+    pub script_suffix: String,
+}
+
+impl Fallback {
+    /// Whether a request with this normalised path is the upstream's, without a look at the files. A file can only be read;
+    /// and the source of a script is for nobody, however its name is written and whether it is there or not.
+    pub fn is_first(&self, method: &str, path: &str) -> bool {
+        let suffix = self.script_suffix.to_lowercase();
+        let is_script = |segment: &str| decode(segment, Plus::Literal).to_lowercase().ends_with(&suffix);
+        !matches!(method, "GET" | "HEAD") || (!suffix.is_empty() && path.split('/').any(is_script))
+    }
 }
 
 /// Which hosts; without port, in lower case.
@@ -271,6 +291,27 @@ mod tests {
         check(&t, "x", "/a", "HEAD", "1");
         check(&t, "x", "/a", "PUT", "POST, GET, HEAD");
         check(&t, "x", "/", "POST", "GET, HEAD");
+    }
+
+    #[test]
+    fn what_is_never_a_files_is_the_upstreams_at_once() {
+        let fallback = |suffix: &str| Fallback { proxy: Proxy::default(), script_suffix: suffix.to_owned() };
+        for (method, path, expected) in [
+            ("GET", "/", false),
+            ("HEAD", "/a.css", false),
+            ("POST", "/a.css", true),
+            ("OPTIONS", "*", true),
+            ("GET", "/a.php", true),
+            ("GET", "/a.PHP", true),
+            ("GET", "/a.php/", true),
+            ("GET", "/a.php/b.css", true),
+            ("GET", "/a.php%2Fb", false),
+            ("GET", "/a.phps", false),
+            ("GET", "/a.p%68p", true),
+        ] {
+            assert_eq!(fallback(".php").is_first(method, path), expected, "{method} {path}");
+        }
+        assert!(!fallback("").is_first("GET", "/a.php"));
     }
 
     #[test]

@@ -114,6 +114,9 @@ fn example() -> String {
 fn the_commented_configuration_is_a_good_one() {
     let folder = folder();
     std::fs::write(folder.path().join("503.html"), "later").expect("written");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let ca = rcgen::CertificateParams::new(Vec::new()).and_then(|ca| ca.self_signed(&key)).expect("a certificate");
+    std::fs::write(folder.path().join("ca.pem"), ca.pem()).expect("written");
     let file = folder.path().join("gateway.toml");
     std::fs::write(&file, example().replace("DIR", &folder.path().display().to_string())).expect("written");
     let output = check(&file);
@@ -121,6 +124,17 @@ fn the_commented_configuration_is_a_good_one() {
         (output.status.code(), text(&output.stdout), text(&output.stderr)),
         (Some(0), String::new(), String::new())
     );
+}
+
+#[test]
+fn the_configurations_of_the_first_page_are_good_ones() {
+    let page = include_str!("../README.md");
+    let blocks: Vec<_> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 2, "{blocks:?}");
+    for block in blocks {
+        let read = Config::parse(Path::new("/x/baton.toml"), block);
+        assert!(read.is_ok(), "{}\n{block}", read.unwrap_err());
+    }
 }
 
 /// Written out or left out, it is the same to the program.
@@ -140,6 +154,7 @@ fn the_commented_configuration_says_what_the_defaults_are() {
     remove(&mut all["gateway"], &["user", "access_log"]);
     remove(&mut all["target"]["chat"], &["allow_uids"]);
     remove(&mut all["policy"]["auth"], &["secrets"]);
+    remove(&mut all["upstream"], &["app", "door", "minify", "php"]);
     all.remove("error_pages");
     all.remove("route");
     let least = "[[listener]]\naddress = \"127.0.0.1:8080\"\n[target.chat]\nsockets = [\"/run/chat/a.sock\", \"/run/chat/b.sock\"]\n\
@@ -212,30 +227,7 @@ fn the_schema_and_the_commented_configuration_have_the_same_keys() {
     let unknown: Vec<_> = example.difference(&schema_keys).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
     // What the schema has beyond it is what this version refuses.
-    let not_served = [
-        "gateway.trusted_proxies",
-        "route.authorizer",
-        "route.default.file",
-        "route.default.proxy",
-        "route.filter",
-        "target.*.queue_max",
-        "target.*.queue_timeout",
-        "upstream.*.ca",
-        "upstream.*.handoff_headers",
-        "upstream.*.handoff_response_headers",
-        "upstream.*.head_bytes_max",
-        "upstream.*.headers_max",
-        "upstream.*.host",
-        "upstream.*.index",
-        "upstream.*.interim_max",
-        "upstream.*.role",
-        "upstream.*.root",
-        "upstream.*.script",
-        "upstream.*.server_name",
-        "upstream.*.source",
-        "upstream.*.split",
-        "upstream.*.tunnel_timeout",
-    ];
+    let not_served = ["target.*.queue_max", "target.*.queue_timeout"];
     let beyond: Vec<_> = schema_keys.difference(&example).map(String::as_str).collect();
     assert_eq!(beyond, not_served);
 }
@@ -344,6 +336,44 @@ fn every_fault_is_named_by_line_and_key() {
                 ":18: route[2].default.response_head.status: between 200 and 599",
             ],
         ),
+        // Upstreams, and what they are to routes.
+        (
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[gateway]\ntrusted_proxies = [\"10.0.0.0/33\"]\n[upstream.a]\n[upstream.b]\naddress = \"nowhere\"\n\
+             [upstream.c]\naddress = \"http://127.0.0.1:1\"\nroot = \"/x\"\nca = \"ca.pem\"\nheaders_max = 0\nhead_timeout = \"0s\"\n\
+             head_bytes_max = \"1B\"\nhost = \"a/b\"\nsource = \"here\"\nhandoff_response_headers = [\"a b\"]\n\
+             [upstream.d]\naddress = [\"fcgi://127.0.0.1:1\", \"unix:/run/a\"]\nrole = \"actor\"\nroot = \"www\"\n\
+             [upstream.e]\naddress = []\n[upstream.door]\naddress = \"fcgi://127.0.0.1:1\"\nrole = \"authorizer\"\n\
+             [[route]]\npath = \"/\"\nauthorizer = \"c\"\nfilter = \"none\"\ndefault = { proxy = \"door\" }\n\
+             [[route]]\npath = \"/a\"\ninternal = true\nauthorizer = \"door\"\ndefault = { file = \"/x\", proxy = \"none\" }\n\
+             [[route]]\npath = \"/b\"\ndefault = { file = \"/x\", respond = {} }\n\
+             [[route]]\npath = \"/c\"\ndefault = { file = \"/x\", proxy = \"c\", response_head = {} }\n\
+             [[route]]\npath = \"/d\"\ndefault = { file = \"\" }\n",
+            &[
+                ":4: gateway.trusted_proxies",
+                ":5: upstream.a: no address",
+                ":7: upstream.b.address: ",
+                ":10: upstream.c.root: it goes with fcgi",
+                ":11: upstream.c.ca: it goes with https",
+                ":12: upstream.c.headers_max: ",
+                ":13: upstream.c.head_timeout: ",
+                ":14: upstream.c.head_bytes_max: ",
+                ":15: upstream.c.host: ",
+                ":16: upstream.c.source: ",
+                ":17: upstream.c.handoff_response_headers[0]: ",
+                ":19: upstream.d.address: FastCGI and HTTP in one list",
+                ":20: upstream.d.role: ",
+                ":21: upstream.d.root: ",
+                ":23: upstream.e.address: empty",
+                ":29: route[0].authorizer: \"c\" is no FastCGI authorizer",
+                ":30: route[0].filter: no upstream is called \"none\"",
+                ":31: route[0].default.proxy: \"door\" is a FastCGI authorizer",
+                ":35: route[1].authorizer: an internal route",
+                ":36: route[1].default.proxy: no upstream is called \"none\"",
+                ":39: route[2].default: one of file, handoff, proxy and respond",
+                ":42: route[3].default: one of file, handoff, proxy and respond",
+                ":45: route[4].default.file: ",
+            ],
+        ),
         // No listener at all, and two of a name.
         ("[[route]]\npath = \"/\"\n", &[": listener: "]),
         (
@@ -366,26 +396,14 @@ fn every_fault_is_named_by_line_and_key() {
 #[test]
 fn what_this_version_does_not_serve_is_refused_by_name() {
     let said = faults(
-        "[gateway]\ntrusted_proxies = [\"10.0.0.0/8\"]\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         [upstream.app]\naddress = \"https://a\"\n[target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\n\
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\n\
          queue_timeout = \"1s\"\nblocking = true\n[target.b]\nsockets = [\"/run/b\"]\ndialect = \"baton\"\n[target.c]\nsockets = [\"/run/c\"]\n\
-         balance = \"hash\"\n[policy.p]\nmodule = \"x\"\n[[route]]\npath = \"/\"\ninternal = true\nauthorizer = \"app\"\n\
-         filter = \"app\"\nupgrade = false\ndefault = { proxy = \"app\" }\n[[route]]\npath = \"/f\"\ndefault = { file = \"/var/www\" }\n",
+         balance = \"hash\"\n",
     );
-    for key in [
-        ":2: gateway.trusted_proxies",
-        ":6: upstream.app.address",
-        ":9: target.a.queue_max",
-        ":10: target.a.queue_timeout",
-        ":14: target.b.dialect",
-        ":17: target.c.balance",
-        ":22: route[0].internal",
-        ":23: route[0].authorizer",
-        ":24: route[0].filter",
-        ":25: route[0].upgrade",
-        ":26: route[0].default.proxy",
-        ":29: route[1].default.file",
-    ] {
+    for key in
+        [":5: target.a.queue_max", ":6: target.a.queue_timeout", ":10: target.b.dialect", ":13: target.c.balance"]
+    {
         let named =
             |line: &String| line.starts_with(&format!("{key}: ")) && line.contains("not served by this version");
         assert!(said.iter().any(named), "{key}: {said:#?}");

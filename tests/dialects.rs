@@ -37,7 +37,9 @@ fn configuration(handoff: &str, more: &str) -> String {
          [[route]]\npath = \"/hello\"\ndefault = {{ respond = {{ body = \"hello\" }} }}\n\
          [[route]]\npath = \"/default\"\ndefault = {{ handoff = \"fdpass\" }}\n\
          [[route]]\npath = \"/events\"\ndefault = {{ handoff = \"seqpacket\", response_head = {{ status = 201, \
-         headers = {{ Content-Type = \"text/event-stream\" }} }} }}\n",
+         headers = {{ Content-Type = \"text/event-stream\" }} }} }}\n\
+         [[route]]\npath = \"/first\"\ndefault = {{ handoff = \"fdpass\", response_head = {{ \
+         headers = {{ X-By = \"route\" }}, body = \"<ul>\" }} }}\n",
         target("other", "fdpass")
     )
 }
@@ -165,6 +167,14 @@ fn a_head_is_the_policys_the_routes_or_the_plain_one() {
     client.get("/events");
     let head = "HTTP/1.1 201 Created\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
     assert_eq!(whole(&mut client), format!("{head}from daemon\n"));
+    // What a flusher of one's own would have written, in the configuration: fields, and the first bytes of the body.
+    let head = "HTTP/1.1 200 OK\r\nX-By: route\r\nConnection: close\r\n\r\n";
+    let mut client = gateway.client();
+    client.get("/first");
+    assert_eq!(whole(&mut client), format!("{head}<ul>from daemon\n"));
+    let mut client = gateway.client();
+    client.send("HEAD /first HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(whole(&mut client), head);
 }
 
 #[test]

@@ -563,7 +563,7 @@ fn every_way_in_which_a_callout_fails_is_told_apart() {
     assert_eq!(tell(&gateway, "none", "fetch app GET / 20000"), ["not-allowed"]);
     assert_eq!(said("fetch app GET /hang 50;fetch app GET /hang-body 50;fetch app GET / 0"), ["timed-out"; 3]);
     let refused = said("fetch absent GET / 20000");
-    assert!(refused[0].starts_with("unreachable: Connection refused"), "{refused:?}");
+    assert!(refused[0].starts_with(&format!("unreachable: {absent}: Connection refused")), "{refused:?}");
     for path in ["cut", "close", "nonsense", "both", "switch"] {
         let said = said(&format!("fetch app GET /{path} 20000"));
         assert!(said[0].starts_with("unreachable: ") && said[0].len() > 15, "{path}: {said:?}");

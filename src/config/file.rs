@@ -318,7 +318,8 @@ pub struct DefaultFile {
     pub proxy: Option<String>,
     /// An answer made here.
     pub respond: Option<RespondFile>,
-    /// A folder whose files are served, below the route's path; or one file.
+    /// A folder whose files are served, below the route's path; or one file. With `proxy` beside it, GET and HEAD get the file
+    /// where there is one, and the upstream answers everything else; scripts of an `fcgi` upstream are never read as files.
     pub file: Option<String>,
 }
 

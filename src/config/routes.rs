@@ -10,7 +10,7 @@ use crate::decision::{Action, Field, Handoff, Proxy, Respond, ResponseHead};
 use crate::files::Folder;
 use crate::http::fields::is_token_byte;
 use crate::http::response::is_framing;
-use crate::route::{HostPattern, PathPattern, Standard};
+use crate::route::{Fallback, HostPattern, PathPattern, Standard};
 
 impl Resolver<'_> {
     pub(super) fn route(&mut self, at: usize, file: &RouteFile, whole: &ConfigFile) -> Option<Route> {
@@ -20,10 +20,15 @@ impl Resolver<'_> {
                 self.has_role(&key.name(name), upstream, Some(name), whole);
             }
         }
-        if file.internal == Some(true) && (!file.policies.is_empty() || file.authorizer.is_some()) {
-            let asked = if file.policies.is_empty() { "authorizer" } else { "policies" };
+        let asked = [
+            ("policies", !file.policies.is_empty()),
+            ("authorizer", file.authorizer.is_some()),
+            ("filter", file.filter.is_some()),
+            ("methods", file.methods.is_some()),
+        ];
+        for (name, _) in asked.iter().filter(|(_, is_written)| *is_written && file.internal == Some(true)) {
             self.fault(
-                &key.name(asked),
+                &key.name(name),
                 "an internal route is reached by an application's answer: nobody is asked again",
             );
         }
@@ -61,19 +66,30 @@ impl Resolver<'_> {
     }
 
     fn default(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Standard> {
-        if let Some(folder) = file.file.as_ref().filter(|folder| !folder.is_empty()) {
-            let is_alone = file.handoff.is_none() && file.proxy.is_none() && file.respond.is_none();
+        if let Some(folder) = &file.file {
+            if folder.is_empty() {
+                self.fault(&key.name("file"), "empty: a folder, or a file");
+            }
+            let is_alone = file.handoff.is_none() && file.response_head.is_none() && file.respond.is_none();
             if is_alone {
-                return Some(Standard::File(Folder::new(self.path(folder))));
+                let fallback = file.proxy.as_ref().map(|upstream| self.fallback(&key.name("proxy"), upstream, whole));
+                return Some(Standard::File(Folder::new(self.path(folder)), fallback));
             }
         }
         self.default_action(key, file, whole).map(Standard::Action)
     }
 
+    fn fallback(&mut self, key: &Key, upstream: &str, whole: &ConfigFile) -> Fallback {
+        self.has_role(key, upstream, None, whole);
+        let script_suffix = whole.upstream.get(upstream).and_then(Self::script_suffix);
+        let proxy = Proxy { upstream: upstream.to_owned(), ..Proxy::default() };
+        Fallback { proxy, script_suffix: script_suffix.unwrap_or_default() }
+    }
+
     fn default_action(&mut self, key: &Key, file: &DefaultFile, whole: &ConfigFile) -> Option<Action> {
         let named = [file.handoff.is_some(), file.proxy.is_some(), file.respond.is_some(), file.file.is_some()];
         if named.iter().filter(|named| **named).count() != 1 {
-            self.fault(key, "one of file, handoff, proxy and respond");
+            self.fault(key, "one of file, handoff, proxy and respond, or file and proxy together");
             return None;
         }
         if let Some(upstream) = &file.proxy {

@@ -122,18 +122,17 @@ impl Resolver<'_> {
         let Some(file) = whole.upstream.get(name) else {
             return self.fault(key, format!("no upstream is called {name:?}"));
         };
-        let address = match &file.address {
-            Some(AddressFile::One(text)) => Some(text),
-            Some(AddressFile::Several(texts)) => texts.first(),
-            None => None,
-        };
-        let is_fastcgi = address.is_some_and(|text| text.starts_with("fcgi"));
-        match (role, is_fastcgi, file.role.as_deref().unwrap_or("responder")) {
+        match (role, is_fastcgi(file), file.role.as_deref().unwrap_or("responder")) {
             (None, false, _) | (None, true, "responder") => {}
             (None, true, own) => self.fault(key, format!("{name:?} is a FastCGI {own}, and a responder is needed")),
             (Some(role), true, own) if role == own => {}
             (Some(role), ..) => self.fault(key, format!("{name:?} is no FastCGI {role}: write role = {role:?} there")),
         }
+    }
+
+    /// How a segment of a path ends that is a script of that upstream's; `None`: it has no scripts.
+    pub(super) fn script_suffix(file: &UpstreamFile) -> Option<String> {
+        is_fastcgi(file).then(|| file.split.clone().unwrap_or(Scripts::default().split))
     }
 
     fn addresses(&mut self, key: &Key, file: &UpstreamFile) -> Option<Vec<(Key, Address)>> {
@@ -181,4 +180,13 @@ impl Resolver<'_> {
         };
         Some(Server { address, connect: ConnectOptions { source, tls } })
     }
+}
+
+fn is_fastcgi(file: &UpstreamFile) -> bool {
+    let address = match &file.address {
+        Some(AddressFile::One(text)) => Some(text),
+        Some(AddressFile::Several(texts)) => texts.first(),
+        None => None,
+    };
+    address.is_some_and(|text| text.starts_with("fcgi"))
 }

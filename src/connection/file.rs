@@ -1,5 +1,7 @@
 //! A file that a route serves.
 
+use std::sync::Arc;
+
 use super::{Serving, form};
 use crate::client::Client;
 use crate::decision::{Field, Outcome};
@@ -7,19 +9,24 @@ use crate::exchange::Exchange;
 use crate::files::{Conditions, Folder, Refusal, Wanted};
 use crate::request::Request;
 use crate::respond;
-use crate::route::Route;
+use crate::route::{Fallback, Route};
 use crate::upstream::{Answer, Data, Source};
 
 impl Serving<'_> {
-    /// Serves what is below `folder` at the request's path; returns the client when its connection goes on.
+    /// Serves what is below `folder` at the request's path, or lets `fallback` answer what no file does; returns the client
+    /// when its connection goes on.
     pub(super) async fn file(
         &mut self,
         exchange: Exchange,
-        request: &Request,
+        request: &Arc<Request>,
         route: &Route,
         folder: &Folder,
+        fallback: Option<&Fallback>,
     ) -> Option<Client> {
         let (path, query) = (request.head.path(), request.head.query());
+        if let Some(fallback) = fallback.filter(|fallback| fallback.is_first(request.head.method(), path)) {
+            return self.proxy(exchange, request, &fallback.proxy, None).await;
+        }
         let wanted = Wanted {
             method: request.head.method(),
             path,
@@ -30,7 +37,7 @@ impl Serving<'_> {
         if let Some(filter) = &route.filter {
             let found = match folder.find(&wanted).await {
                 Ok(found) => found,
-                Err(refusal) => return self.no_file(exchange, request, refusal).await,
+                Err(refusal) => return self.no_file_here(exchange, request, refusal, fallback).await,
             };
             let modified = found.modified;
             let data = match found.body().await {
@@ -41,7 +48,23 @@ impl Serving<'_> {
         }
         match folder.answer(&wanted).await {
             Ok(answer) => self.deliver_own(exchange, request, answer).await,
-            Err(refusal) => self.no_file(exchange, request, refusal).await,
+            Err(refusal) => self.no_file_here(exchange, request, refusal, fallback).await,
+        }
+    }
+
+    /// A file that is not there may be somebody else's; one that must not be read, or cannot be, is nobody's.
+    async fn no_file_here(
+        &mut self,
+        exchange: Exchange,
+        request: &Arc<Request>,
+        refusal: Refusal,
+        fallback: Option<&Fallback>,
+    ) -> Option<Client> {
+        match fallback {
+            Some(fallback) if refusal.status == 404 && refusal.error.is_none() => {
+                self.proxy(exchange, request, &fallback.proxy, None).await
+            }
+            _ => self.no_file(exchange, request, refusal).await,
         }
     }
 

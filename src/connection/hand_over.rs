@@ -220,7 +220,10 @@ impl Serving<'_> {
             });
             match tried.result {
                 Ok(_) => {
-                    self.line.set(|r| r.outcome = Outcome::HandedOff);
+                    self.line.set(|r| {
+                        r.outcome = Outcome::HandedOff;
+                        r.bytes_in += state.body_bytes();
+                    });
                     return Tried::Over(None);
                 }
                 Err(SendError::Refused { client, stage, source }) => {
@@ -257,7 +260,10 @@ impl Serving<'_> {
                 Err(error) => {
                     let is_gone = matches!(error, SendError::ClientGone { .. });
                     self.not_handed_over(request, target.name(), by, chain(&error));
-                    self.line.set(|r| r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered });
+                    self.line.set(|r| {
+                        r.outcome = if is_gone { Outcome::ClientGone } else { Outcome::Unanswered };
+                        r.bytes_in += state.body_bytes();
+                    });
                     return Tried::Over(None);
                 }
             }

@@ -6,6 +6,7 @@ use super::Serving;
 use crate::client::Client;
 use crate::decision::{Action, Field, Outcome, Proxy, Respond};
 use crate::exchange::Exchange;
+use crate::files::Refusal;
 use crate::http::path::normalise;
 use crate::request::Request;
 use crate::respond;
@@ -42,18 +43,29 @@ impl Serving<'_> {
             return Internal::Over(self.fail(exchange, request, Outcome::UpstreamError, 404).await);
         };
         let route = found.expect("it was found");
+        let asked = |proxy: &Proxy| {
+            let query = query.map_or_else(String::new, |query| format!("?{query}"));
+            (Proxy { path_and_query: Some(format!("{path}{query}")), ..proxy.clone() }, route.mount().to_owned())
+        };
         match default {
-            Standard::File(folder) => match self.file_at(request, route, folder, path).await {
+            Standard::File(_, Some(fallback)) if fallback.is_first("GET", path) => {
+                let (proxy, mount) = asked(&fallback.proxy);
+                Internal::Proxy(Box::new(exchange), proxy, mount)
+            }
+            Standard::File(folder, fallback) => match self.file_at(request, route, folder, path).await {
                 Ok(mut answer) => {
                     replace(&mut answer, kept);
                     Internal::Over(self.deliver_own(exchange, request, answer).await)
                 }
+                Err(Refusal { status: 404, error: None, .. }) if fallback.is_some() => {
+                    let (proxy, mount) = asked(&fallback.as_ref().expect("it is there").proxy);
+                    Internal::Proxy(Box::new(exchange), proxy, mount)
+                }
                 Err(refusal) => Internal::Over(self.no_file(exchange, request, refusal).await),
             },
             Standard::Action(Action::Proxy(proxy)) => {
-                let query = query.map_or_else(String::new, |query| format!("?{query}"));
-                let proxy = Proxy { path_and_query: Some(format!("{path}{query}")), ..proxy.clone() };
-                Internal::Proxy(Box::new(exchange), proxy, route.mount().to_owned())
+                let (proxy, mount) = asked(proxy);
+                Internal::Proxy(Box::new(exchange), proxy, mount)
             }
             Standard::Action(Action::Handoff(handoff)) => {
                 Internal::Over(Box::pin(self.hand_over(exchange, request, handoff, None)).await)

@@ -219,9 +219,9 @@ impl Serving<'_> {
         };
         let action = match &decided {
             Decided::Policy(action) | Decided::Route(Standard::Action(action)) => action,
-            Decided::Route(Standard::File(folder)) => {
+            Decided::Route(Standard::File(folder, fallback)) => {
                 let route = self.route.expect("a route's default was found by its route");
-                return Box::pin(self.file(exchange, &request, route, folder)).await;
+                return Box::pin(self.file(exchange, &request, route, folder, fallback.as_ref())).await;
             }
         };
         match action {

@@ -264,17 +264,38 @@ impl Serving<'_> {
         upstream: &Upstream,
         answer: Answer,
     ) -> Option<Client> {
-        let Answer { status, fields, body } = answer;
-        let fields = match crate::upstream::end_to_end(fields) {
+        self.deliver_as(Outcome::Proxied, exchange, request, upstream, answer).await
+    }
+
+    /// Relays the answer of an authorizer that does not let the request through.
+    pub(super) async fn deliver_refusal(
+        &mut self,
+        exchange: Exchange,
+        request: &Request,
+        upstream: &Upstream,
+        answer: Answer,
+    ) -> Option<Client> {
+        self.deliver_as(Outcome::Responded, exchange, request, upstream, answer).await
+    }
+
+    async fn deliver_as(
+        &mut self,
+        outcome: Outcome,
+        exchange: Exchange,
+        request: &Request,
+        upstream: &Upstream,
+        answer: Answer,
+    ) -> Option<Client> {
+        let Answer { version, status, fields, body } = answer;
+        let fields = match crate::upstream::end_to_end(fields, version) {
             Ok(fields) => fields,
             Err(error) => {
                 let why = Interrupted::Fault(Fault::Broken(error));
                 return self.interrupted(exchange, request, upstream, why).await;
             }
         };
-        let answer = Answer { status, fields, body };
-        let from =
-            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Proxied };
+        let answer = Answer { version, status, fields, body };
+        let from = From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome };
         self.relay(exchange, request, &from, answer).await
     }
 
@@ -290,19 +311,6 @@ impl Serving<'_> {
         self.relay(exchange, request, &from, answer).await
     }
 
-    /// Relays the answer of an authorizer that does not let the request through.
-    pub(super) async fn deliver_refusal(
-        &mut self,
-        exchange: Exchange,
-        request: &Request,
-        upstream: &Upstream,
-        answer: Answer,
-    ) -> Option<Client> {
-        let from =
-            From { upstream: Some(upstream), silence: upstream.options().body_timeout, outcome: Outcome::Responded };
-        self.relay(exchange, request, &from, answer).await
-    }
-
     async fn relay(
         &mut self,
         exchange: Exchange,
@@ -310,7 +318,7 @@ impl Serving<'_> {
         from: &From<'_>,
         answer: Answer,
     ) -> Option<Client> {
-        let Answer { status, fields, body } = answer;
+        let Answer { status, fields, body, .. } = answer;
         let length = fields.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let head = Head { status, fields, length, with_trailers: request.takes_trailers() };
         let relayed = match exchange.relay(&head, body, from.silence, &self.settings.limits, self.guard).await {

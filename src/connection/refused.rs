@@ -215,6 +215,7 @@ impl Serving<'_> {
         request: &Request,
     ) {
         let reason = if unread.can_be_read() { UNREAD } else { UNKNOWN };
+        self.line.set(|r| r.bytes_in += state.body_bytes());
         if has_head {
             self.sealed(unread.reset(), reason, 0, target, request);
         } else {

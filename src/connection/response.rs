@@ -71,9 +71,7 @@ impl Serving<'_> {
                 Some(Err(judged)) => return judged,
                 None => {
                     let Some(target) = answer.fields.get(REDIRECT) else { return Judged::Deliver(answer) };
-                    let Ok(target) = target.to_str().map(str::to_owned) else {
-                        return self.no_redirect(request, upstream, "X-Accel-Redirect is no path");
-                    };
+                    let target = escaped(target.as_bytes());
                     let kept = kept(&answer.fields);
                     drop(answer);
                     return match self.finish_body(exchange).await {
@@ -83,7 +81,8 @@ impl Serving<'_> {
                 }
             },
         };
-        // What the application still has to say is for nobody.
+        // What the application still has to say is for nobody, and its worker is to be free.
+        answer.body.abandon();
         drop(answer);
         match self.finish_body(exchange).await {
             Ok(()) => Judged::Handoff(Box::new(handoff), by),
@@ -174,12 +173,6 @@ impl Serving<'_> {
         Some(Ok(Handoff { target: path.to_owned(), data, ..Handoff::default() }))
     }
 
-    fn no_redirect(&mut self, request: &Request, upstream: &Upstream, error: &str) -> Judged {
-        tracing::warn!(request = %request.id, upstream = %upstream.options().name, error, "not redirected");
-        self.line.set(|r| r.error = Some(error.to_owned()));
-        Judged::Fail(Outcome::UpstreamError, 502)
-    }
-
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
     pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
@@ -193,6 +186,15 @@ impl Serving<'_> {
             }
         })
     }
+}
+
+/// A path as applications write it who know nginx, which takes it byte by byte.
+fn escaped(target: &[u8]) -> String {
+    let one = |&byte: &u8| match byte {
+        b'!'..=b'~' if byte != b'#' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    target.iter().map(one).collect()
 }
 
 /// What of an application's answer stays where another route answers in its place, as in nginx.
@@ -214,12 +216,14 @@ fn fields_of(fields: &HeaderMap) -> Vec<Field> {
     fields.iter().map(field).collect()
 }
 
-/// Removal happens first.
+/// Removal happens first. Where the client goes is the application's word, or the policy's own decision, which is held to
+/// what the policy may name: as a field it is not.
 fn edit(fields: &mut HeaderMap, edits: &Edits) {
     for name in edits.remove.iter().chain(edits.set.iter().map(|field| &field.name)) {
         fields.remove(name);
     }
-    for Field { name, value } in edits.set.iter().chain(&edits.append) {
+    let added = edits.set.iter().chain(&edits.append);
+    for Field { name, value } in added.filter(|field| !matches!(&*field.name, SOCKET | REDIRECT)) {
         // Both were checked where they came in.
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
             fields.append(name, value);

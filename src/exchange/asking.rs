@@ -11,7 +11,7 @@ use super::Exchange;
 use super::upload::{Progress, Upload, UploadError};
 use crate::connection::Limits;
 use crate::http::body::Framing;
-use crate::http::head::{Expectation, Version};
+use crate::http::head::{Expectation, Persistence, Version};
 use crate::http::response::{CONTINUE, put_interim};
 use crate::pace::Pace;
 use crate::spool::Spool;
@@ -39,7 +39,8 @@ pub enum Interrupted {
 /// What an exchange with an upstream is bounded by, beside the client's limits.
 #[derive(Debug)]
 pub struct Asking {
-    /// From the request's last byte on; each byte of its body begins it anew.
+    /// From the request's last byte on; each byte of its body begins it anew, and while the client is waited for it stands
+    /// still.
     pub head_timeout: Duration,
     /// Of the upstream.
     pub interims: Interims,
@@ -129,6 +130,7 @@ impl Exchange {
             Answer(Result<T, Fault>),
             Gone,
             Interim(Result<Interim, Fault>),
+            Late,
             Upload(Result<Progress, UploadError>),
         }
         let mut asking = std::pin::pin!(asking);
@@ -137,13 +139,10 @@ impl Exchange {
         let patience = if how.is_continue_forwarded { CONTINUE_PATIENCE } else { Duration::ZERO };
         let mut until_continue = (self.state.upload.is_some() && self.state.expectation == Expectation::Continue)
             .then(|| progressed + patience);
+        let mut clock = std::pin::pin!(tokio::time::sleep_until(progressed + how.head_timeout));
         loop {
             let Self { client, state } = self;
             let is_uploading = state.upload.is_some() && until_continue.is_none();
-            let client_deadline = state.upload.as_deref().filter(|_| is_uploading).and_then(Upload::deadline);
-            let upstream_deadline = progressed + how.head_timeout;
-            let deadline =
-                [client_deadline, until_continue].into_iter().flatten().fold(upstream_deadline, Instant::min);
             let event = poll_fn(|context| {
                 if let Poll::Ready(answer) = asking.as_mut().poll(context) {
                     return Poll::Ready(Event::Answer(answer));
@@ -151,13 +150,23 @@ impl Exchange {
                 if let Poll::Ready(interim) = how.interims.poll_next(context) {
                     return Poll::Ready(Event::Interim(interim));
                 }
-                match &mut state.upload {
+                let waiting = match &mut state.upload {
                     Some(upload) if is_uploading => upload.poll(client, limits, context).map(Event::Upload),
                     _ => client.poll_gone(context).map(|()| Event::Gone),
+                };
+                if waiting.is_ready() {
+                    return waiting;
                 }
+                // Only now it is known who is waited for. The upstream's time begins when it has what there is.
+                let client_deadline = state.upload.as_deref().filter(|_| is_uploading).and_then(Upload::deadline);
+                let deadline = until_continue.or(client_deadline).unwrap_or(progressed + how.head_timeout);
+                if clock.deadline() != deadline {
+                    clock.as_mut().reset(deadline);
+                }
+                clock.as_mut().poll(context).map(|()| Event::Late)
             });
-            match tokio::time::timeout_at(deadline, event).await {
-                Ok(Event::Answer(answer)) => {
+            match event.await {
+                Event::Answer(answer) => {
                     // They came before it, if only by a moment.
                     while let Some(interim) = how.interims.take() {
                         let interim = interim?;
@@ -167,8 +176,8 @@ impl Exchange {
                     }
                     return Ok(answer?);
                 }
-                Ok(Event::Gone) => return Err(Interrupted::ClientGone),
-                Ok(Event::Interim(interim)) => {
+                Event::Gone => return Err(Interrupted::ClientGone),
+                Event::Interim(interim) => {
                     let interim = interim?;
                     if interim.status != 100 {
                         self.pass_on(&interim, limits).await?;
@@ -177,30 +186,30 @@ impl Exchange {
                         progressed = Instant::now();
                     }
                 }
-                Ok(Event::Upload(Ok(Progress::Moved))) => {
+                Event::Upload(Ok(Progress::Moved)) => {
                     progressed = Instant::now();
                     // A client that sends as fast as it is read does not keep the worker.
                     tokio::task::coop::consume_budget().await;
                 }
-                Ok(Event::Upload(Ok(Progress::Whole))) => {
+                Event::Upload(Ok(Progress::Whole)) => {
                     progressed = Instant::now();
                     self.settle_upload();
                 }
                 // Its answer will say why.
-                Ok(Event::Upload(Err(UploadError::Unwanted))) => self.settle_upload(),
-                Ok(Event::Upload(Err(UploadError::Closed))) => return Err(Interrupted::ClientGone),
-                Ok(Event::Upload(Err(error))) => {
+                Event::Upload(Err(UploadError::Unwanted)) => self.settle_upload(),
+                Event::Upload(Err(UploadError::Closed)) => return Err(Interrupted::ClientGone),
+                Event::Upload(Err(error)) => {
                     self.settle_upload();
+                    self.state.persistence = Persistence::Close;
                     return Err(error.into());
                 }
-                Err(_) => {
-                    let now = Instant::now();
-                    if until_continue.is_some_and(|until| now >= until) {
-                        until_continue = None;
+                Event::Late => {
+                    if until_continue.take().is_some() {
                         self.say_continue(limits).await?;
                         progressed = Instant::now();
-                    } else if client_deadline.is_some_and(|deadline| now >= deadline) {
+                    } else if self.state.upload.as_deref().and_then(Upload::deadline).is_some() {
                         self.settle_upload();
+                        self.state.persistence = Persistence::Close;
                         return Err(UploadError::TimedOut.into());
                     } else {
                         return Err(Fault::TimedOut { key: "head_timeout", limit: how.head_timeout }.into());
@@ -250,13 +259,9 @@ impl Exchange {
             return Err(UploadError::Unwanted);
         }
         let result = loop {
-            let deadline = upload.deadline();
+            let deadline = upload.wait(limits);
             let moved = poll_fn(|context| upload.poll(&mut self.client, limits, context));
-            let moved = match deadline {
-                Some(deadline) => tokio::time::timeout_at(deadline, moved).await.unwrap_or(Err(UploadError::TimedOut)),
-                None => tokio::time::timeout(limits.body_timeout, moved).await.unwrap_or(Err(UploadError::TimedOut)),
-            };
-            match moved {
+            match tokio::time::timeout_at(deadline, moved).await.unwrap_or(Err(UploadError::TimedOut)) {
                 Ok(Progress::Moved) => tokio::task::coop::consume_budget().await,
                 Ok(Progress::Whole) => break Ok(()),
                 Err(error) => break Err(error),
@@ -264,6 +269,9 @@ impl Exchange {
         };
         self.state.upload = Some(upload);
         self.settle_upload();
+        if result.is_err() {
+            self.state.persistence = Persistence::Close;
+        }
         result
     }
 

@@ -317,6 +317,11 @@ impl State {
         Exchange { client: Client::new(socket), state: self }
     }
 
+    /// Read of the request's body so far.
+    pub fn body_bytes(&self) -> u64 {
+        self.read
+    }
+
     /// Returns the answer's bytes for a client that is closed with it.
     pub fn encode_last(&self, answer: &Answer) -> Vec<u8> {
         let context = Context { version: self.version, body: self.presence, persistence: Persistence::Close };

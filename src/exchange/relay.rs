@@ -109,6 +109,7 @@ impl Exchange {
             with_trailers: head.with_trailers && delimiter == Delimiter::Chunked,
             is_over: !has_body,
             pace: None,
+            until: None,
             heard: None,
         };
         let before = self.state.written;
@@ -218,6 +219,8 @@ struct Relay {
     is_over: bool,
     /// Of the client, and how much had been written when it began; `None` while the client is not waited for.
     pace: Option<(Pace, u64)>,
+    /// Until when the client must have taken more, while it is waited for.
+    until: Option<Instant>,
     /// When the upstream was heard last; `None` until it was waited for.
     heard: Option<Instant>,
 }
@@ -228,6 +231,7 @@ enum Event {
     Piece(Option<Result<Piece, Fault>>),
     Sent(io::Result<usize>),
     Uploaded(Result<super::upload::Progress, UploadError>),
+    Woken,
 }
 
 impl Relay {
@@ -239,38 +243,38 @@ impl Relay {
         limits: &Limits,
     ) -> Result<(), CutShort> {
         self.gather(body)?;
+        let mut clock = std::pin::pin!(tokio::time::sleep_until(Instant::now() + silence));
         while !self.is_over || self.out.len() > 0 {
             self.out.flush_tail();
-            let now = Instant::now();
-            let deadline = if self.out.bytes > 0 {
-                self.pace.as_ref().map(|(pace, before)| pace.deadline(exchange.state.written - before))
-            } else {
-                Some(*self.heard.get_or_insert(now) + silence)
-            };
-            let upload_deadline = exchange.state.upload.as_deref().and_then(Upload::deadline);
-            let look = self.pace.as_ref().map(|(pace, _)| now + pace.stall() / LOOKS_PER_STALL);
-            let wake = [deadline, upload_deadline, look].into_iter().flatten().min();
-            let event = poll_fn(|context| self.poll(exchange, body, limits, context));
-            let event = match wake {
-                // The first try to send needs no clock.
-                None => event.await,
-                Some(wake) => match tokio::time::timeout_at(wake, event).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        let now = Instant::now();
-                        if upload_deadline.is_some_and(|deadline| now >= deadline) {
-                            exchange.settle_upload();
-                        } else if deadline.is_some_and(|deadline| now >= deadline) {
-                            return Err(match self.out.bytes {
-                                0 => CutShort::Upstream(Fault::TimedOut { key: "body_timeout", limit: silence }),
-                                _ => CutShort::Client(io::ErrorKind::TimedOut.into()),
-                            });
-                        }
-                        continue;
+            let event = poll_fn(|context| {
+                if let Poll::Ready(event) = self.poll(exchange, body, limits, context) {
+                    return Poll::Ready(event);
+                }
+                // Only now it is known who is waited for.
+                let wake = self.wake(exchange, silence);
+                if clock.deadline() != wake {
+                    clock.as_mut().reset(wake);
+                }
+                clock.as_mut().poll(context).map(|()| Event::Woken)
+            });
+            match event.await {
+                Event::Woken => {
+                    let now = Instant::now();
+                    if exchange
+                        .state
+                        .upload
+                        .as_deref()
+                        .and_then(Upload::deadline)
+                        .is_some_and(|deadline| now >= deadline)
+                    {
+                        exchange.settle_upload();
+                    } else if now >= self.deadline(silence) {
+                        return Err(match self.out.bytes {
+                            0 => CutShort::Upstream(Fault::TimedOut { key: "body_timeout", limit: silence }),
+                            _ => CutShort::Client(io::ErrorKind::TimedOut.into()),
+                        });
                     }
-                },
-            };
-            match event {
+                }
                 Event::Gone => return Err(CutShort::Client(io::ErrorKind::ConnectionReset.into())),
                 Event::Piece(piece) => {
                     self.heard = None;
@@ -281,6 +285,7 @@ impl Relay {
                     let count = result.map_err(CutShort::Client)?;
                     self.out.sent(count);
                     exchange.state.written += count as u64;
+                    self.until = None;
                     if self.out.len() == 0 {
                         self.pace = None;
                     }
@@ -292,6 +297,22 @@ impl Relay {
             tokio::task::coop::consume_budget().await;
         }
         Ok(())
+    }
+
+    /// Until when whoever is waited for must have moved: the client, where something is there for it.
+    fn deadline(&mut self, silence: Duration) -> Instant {
+        match self.until {
+            Some(until) => until,
+            None => *self.heard.get_or_insert_with(Instant::now) + silence,
+        }
+    }
+
+    /// When to look again, if nothing happens before.
+    fn wake(&mut self, exchange: &Exchange, silence: Duration) -> Instant {
+        let deadline = self.deadline(silence);
+        let upload_deadline = exchange.state.upload.as_deref().and_then(Upload::deadline);
+        let look = self.pace.as_ref().map(|(pace, _)| Instant::now() + pace.stall() / LOOKS_PER_STALL);
+        [upload_deadline, look].into_iter().flatten().fold(deadline, Instant::min)
     }
 
     /// Takes what is there of the body without waiting, so that what is short goes out in one piece.
@@ -324,7 +345,8 @@ impl Relay {
                 Poll::Ready(result) => return Poll::Ready(Event::Sent(result)),
                 Poll::Pending => {
                     let written = state.written;
-                    self.pace.get_or_insert_with(|| (Pace::new(limits), written));
+                    let (pace, before) = self.pace.get_or_insert_with(|| (Pace::new(limits), written));
+                    self.until.get_or_insert_with(|| pace.deadline(written - *before));
                 }
             }
         }

@@ -26,6 +26,8 @@ pub(super) struct Upload {
     feed: Option<Feed>,
     /// Of the client; begun anew whenever it had to wait for us.
     pace: Option<(Pace, u64)>,
+    /// Until when it must have sent more, while it is waited for.
+    until: Option<Instant>,
     /// Data read so far.
     read: u64,
     bytes_max: u64,
@@ -74,7 +76,14 @@ impl UploadError {
 
 impl Upload {
     pub(super) fn new(framing: Framing, feed: Option<Feed>, limits: &Limits) -> Self {
-        Self { decoder: Decoder::new(framing), feed, pace: None, read: 0, bytes_max: limits.body_bytes_max }
+        Self {
+            decoder: Decoder::new(framing),
+            feed,
+            pace: None,
+            until: None,
+            read: 0,
+            bytes_max: limits.body_bytes_max,
+        }
     }
 
     /// What is left, for whoever drains it; `None` where it is lost in the middle of a chunk.
@@ -106,8 +115,11 @@ impl Upload {
             if let Some(feed) = &self.feed {
                 match feed.poll_room(context) {
                     Poll::Pending => {
-                        self.pace = None;
-                        return Poll::Pending;
+                        (self.pace, self.until) = (None, None);
+                        // What it has sent is still unread, so only its reset, or its end on both sides, shows.
+                        ready!(client.poll_gone(context));
+                        self.feed = None;
+                        return Poll::Ready(Err(UploadError::Closed));
                     }
                     Poll::Ready(true) => {}
                     Poll::Ready(false) => {
@@ -117,10 +129,12 @@ impl Upload {
                 }
             }
             match self.take(client) {
-                Ok(Some(progress)) => return Poll::Ready(Ok(progress)),
+                Ok(Some(progress)) => {
+                    self.until = None;
+                    return Poll::Ready(Ok(progress));
+                }
                 Ok(None) => {
-                    let read = self.read;
-                    self.pace.get_or_insert_with(|| (Pace::new(limits), read));
+                    self.wait(limits);
                     if ready!(client.poll_readable(context)).is_err() {
                         self.feed = None;
                         return Poll::Ready(Err(UploadError::Closed));
@@ -136,7 +150,14 @@ impl Upload {
 
     /// Until when the client must have sent more; `None` while it is not waited for.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.pace.as_ref().map(|(pace, before)| pace.deadline(self.read - before))
+        self.until
+    }
+
+    /// Waits for the client from now on, if it was not waited for already; returns until when.
+    pub(super) fn wait(&mut self, limits: &Limits) -> Instant {
+        let read = self.read;
+        let (pace, before) = self.pace.get_or_insert_with(|| (Pace::new(limits), read));
+        *self.until.get_or_insert_with(|| pace.deadline(read - *before))
     }
 
     /// Takes what is there of the body; `None` where nothing is.

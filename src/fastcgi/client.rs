@@ -17,6 +17,7 @@ use super::record::{Afterwards, Ending, Role};
 use super::sending::Sending;
 use super::stderr::Complaints;
 use super::{Input, Stream};
+use crate::http::head::Version;
 use crate::upstream::{Answer, Body as _, Fault};
 
 /// What is asked.
@@ -183,7 +184,8 @@ fn answer<S: Stream>(head: Head, exchange: Exchange<S>, first: Bytes, is_head: b
         let value = HeaderValue::try_from(value).map_err(broken)?;
         fields.try_append(name, value).map_err(broken)?;
     }
-    Ok(Answer { status: head.status, fields, body: Box::new(Output::new(exchange, first, content)) })
+    let body = Box::new(Output::new(exchange, first, content));
+    Ok(Answer { version: Version::Http11, status: head.status, fields, body })
 }
 
 /// What `Variable-NAME` fields say; they are the gateway's, not the client's.

@@ -31,6 +31,7 @@ use rustix::io::Errno;
 pub use self::conditions::Conditions;
 use self::conditions::{Parts, Validators, Verdict};
 use self::reading::Reading;
+use crate::http::head::Version;
 use crate::upstream::{Answer, Body, Whole};
 
 /// How often a path is resolved again that something was renamed under meanwhile. The kernel gives up when it cannot rule
@@ -224,7 +225,9 @@ impl Found {
             Verdict::Unsatisfiable => {
                 return Err(Refusal::with(416, header::CONTENT_RANGE, ours(format!("bytes */{length}"))));
             }
-            Verdict::NotModified => return Ok(Answer { status: 304, fields, body: nothing() }),
+            Verdict::NotModified => {
+                return Ok(Answer { version: Version::Http11, status: 304, fields, body: nothing() });
+            }
             Verdict::Part { first, last } => {
                 fields.insert(header::CONTENT_RANGE, ours(format!("bytes {first}-{last}/{length}")));
                 (206, first, last + 1)
@@ -235,7 +238,7 @@ impl Found {
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from(end - begin));
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.kind));
         let body = if parts == Parts::Allowed { self.bytes(begin, end).await? } else { nothing() };
-        Ok(Answer { status, fields, body })
+        Ok(Answer { version: Version::Http11, status, fields, body })
     }
 
     /// Its Last-Modified, which is never later than the answer's Date (RFC 9110 §8.8.2.1). `None` before 1970 and after 9999.

@@ -28,6 +28,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+#[cfg(feature = "gateway")]
 use nix::unistd::Pid;
 #[cfg(feature = "gateway")]
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -242,6 +243,7 @@ fn set_option<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, 
 }
 
 /// By which rule a thread has the processor (sched(7)).
+#[cfg(feature = "gateway")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// By its niceness, in slices of some milliseconds.
@@ -254,6 +256,7 @@ pub enum Share {
 ///
 /// # Errors
 /// The system's.
+#[cfg(feature = "gateway")]
 pub fn set_share(thread: Pid, share: Share) -> io::Result<()> {
     let policy = match share {
         Share::Fair => libc::SCHED_OTHER,

@@ -6,10 +6,13 @@ use hyper::HeaderMap;
 use hyper::body::Bytes;
 
 use super::Fault;
+use crate::http::head::Version;
 
 /// An answer whose head has come.
 #[derive(Debug)]
 pub struct Answer {
+    /// In which it came; 1.1 where it did not come in HTTP.
+    pub version: Version,
     /// 200 to 599.
     pub status: u16,
     /// As they came; what is the connection's is among them.
@@ -36,6 +39,9 @@ pub trait Body: Send + std::fmt::Debug {
 
     /// How many bytes of data are still to come, where that is known.
     fn length(&self) -> Option<u64>;
+
+    /// Closes the connection that it comes over, also where it is at its end: it may occupy whoever made the answer.
+    fn abandon(&mut self) {}
 }
 
 /// A body that is all there.

@@ -74,7 +74,7 @@ impl Upstream {
     }
 
     async fn read(&self, answer: Answer, bytes_max: usize) -> Result<CalloutAnswer, CalloutError> {
-        let Answer { status, fields, body: mut incoming } = answer;
+        let Answer { status, fields, body: mut incoming, .. } = answer;
         let headers = end_to_end(&fields);
         let mut left = bytes_max;
         let take = |left: &mut usize, bytes: usize| {

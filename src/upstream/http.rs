@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Incoming};
@@ -38,15 +39,19 @@ pub(super) async fn ask(
     interims: &Interims,
 ) -> Result<Reply, (Fault, Option<Request<Source>>)> {
     let wants_switch = request.headers().contains_key(UPGRADE);
-    let told = interims.clone();
+    let (told, head_bytes_max, told_bytes) = (interims.clone(), options.head_bytes_max, AtomicUsize::new(0));
     hyper::ext::on_informational(&mut request, move |head| {
-        // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
-        if let Ok(fields) = end_to_end(head.headers().clone()) {
+        // They wait here for a client that may not read: together they have as much room as one head.
+        let bytes: usize = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if told_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > head_bytes_max {
+            told.refuse(format!("interim answers over {head_bytes_max} bytes (head_bytes_max)"));
+        } else if let Ok(fields) = end_to_end(head.headers().clone(), Version::Http11) {
             told.put(Interim { status: head.status().as_u16(), fields });
         }
+        // Too many options in its Connection: whatever it says is not understood, so it is not passed on.
     });
     let (connection, mut response) = loop {
-        let kept = pool.take().await;
+        let kept = pool.take();
         let was_kept = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
@@ -73,16 +78,21 @@ pub(super) async fn ask(
         if !wants_switch || !is_websocket {
             return Err(broken("it switched protocols without being asked"));
         }
-        let fields = end_to_end(std::mem::take(response.headers_mut())).map_err(|error| broken(&error))?;
+        let fields = end_to_end(std::mem::take(response.headers_mut()), Version::Http11).map_err(|error| broken(&error))?;
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| (Fault::Broken(said(&error)), None))?;
         let parts = upgraded.downcast::<TokioIo<InPieces>>().map_err(|_| broken("a connection of another kind"))?;
         return Ok(Reply::Switched(fields, Tunnel { stream: parts.io.into_inner().0, ahead: parts.read_buf }));
     }
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();
-    let body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
+    let mut body = HttpBody { incoming, lease: Some((Arc::clone(pool), connection)) };
+    if head.status == StatusCode::NO_CONTENT && announces_body(&head.headers) {
+        // What it has announced may follow, and would be taken for the next answer.
+        body.lease = None;
+    }
     let body: Box<dyn Body> = Box::new(body);
-    Ok(Reply::Answer(Answer { status: head.status.as_u16(), fields: head.headers, body }))
+    let version = spoken(head.version);
+    Ok(Reply::Answer(Answer { version, status: head.status.as_u16(), fields: head.headers, body }))
 }
 
 async fn connect(pool: &Pool, options: &Options) -> Result<Connection, Fault> {
@@ -118,20 +128,29 @@ fn check(response: &Response<Incoming>) -> Result<(), String> {
     Ok(())
 }
 
-/// The fields of an answer that go on to the client.
+/// Whether a head says that a body follows, though to its status there is none (RFC 9112 §6.3).
+fn announces_body(fields: &HeaderMap) -> bool {
+    fields.contains_key(TRANSFER_ENCODING) || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+fn spoken(version: hyper::Version) -> Version {
+    if version == hyper::Version::HTTP_10 { Version::Http10 } else { Version::Http11 }
+}
+
+/// The fields of an answer, which came in that version, that go on to the client.
 ///
 /// # Errors
 /// They cannot be told from those of the connection.
-pub fn end_to_end(mut fields: HeaderMap) -> Result<HeaderMap, String> {
+pub fn end_to_end(mut fields: HeaderMap, version: Version) -> Result<HeaderMap, String> {
     // Most answers say nothing of their connection: then all that there is to do is to say that they came by us.
     if fields.keys().all(|name| forward::is_end_to_end(name.as_str())) {
-        fields.append(VIA, HeaderValue::from_static(forward::via(Version::Http11)));
+        fields.append(VIA, HeaderValue::from_static(forward::via(version)));
         return Ok(fields);
     }
     let mut kept = HeaderMap::with_capacity(fields.len() + 1);
     let given: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let put = |name: &str, value: &[u8]| super::put(&mut kept, name, value);
-    forward::answer(given.into_iter(), Version::Http11, put).map_err(|error| error.to_string())?;
+    forward::answer(given.into_iter(), version, put).map_err(|error| error.to_string())?;
     Ok(kept)
 }
 
@@ -146,7 +165,29 @@ struct HttpBody {
     lease: Option<(Arc<Pool>, Connection)>,
 }
 
+impl HttpBody {
+    /// It is whole: another request may use its connection.
+    fn finish(&mut self) {
+        if let Some((pool, connection)) = self.lease.take() {
+            pool.keep(connection);
+        }
+    }
+}
+
+impl Drop for HttpBody {
+    /// Where there is no body, nobody asks for its end.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
 impl Body for HttpBody {
+    fn abandon(&mut self) {
+        self.lease = None;
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
             if self.lease.is_none() {
@@ -159,9 +200,7 @@ impl Body for HttpBody {
                     return Poll::Ready(Some(Err(Fault::Broken(said(&error)))));
                 }
                 None => {
-                    if let Some((pool, connection)) = self.lease.take() {
-                        pool.keep(connection);
-                    }
+                    self.finish();
                     return Poll::Ready(None);
                 }
             };
@@ -174,11 +213,10 @@ impl Body for HttpBody {
                     let given = trailers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
                     forward::trailers(given, |name, value| super::put(&mut kept, name, value));
                     // Nothing follows, and nobody need ask.
-                    if let (Poll::Ready(None), Some((pool, connection))) =
-                        (Pin::new(&mut self.incoming).poll_frame(context), self.lease.take())
-                    {
-                        pool.keep(connection);
+                    if let Poll::Ready(None) = Pin::new(&mut self.incoming).poll_frame(context) {
+                        self.finish();
                     }
+                    self.lease = None;
                     return Poll::Ready(Some(Ok(Piece::Trailers(kept))));
                 }
             }

@@ -18,7 +18,8 @@ struct Waiting {
     /// How many may still come.
     left: usize,
     count_max: usize,
-    is_over: bool,
+    /// Why there are no more.
+    over: Option<String>,
     waker: Option<Waker>,
 }
 
@@ -34,7 +35,7 @@ pub struct Interim {
 impl Interims {
     /// None yet, and at most so many.
     pub fn new(count_max: usize) -> Self {
-        let waiting = Waiting { heads: VecDeque::new(), left: count_max, count_max, is_over: false, waker: None };
+        let waiting = Waiting { heads: VecDeque::new(), left: count_max, count_max, over: None, waker: None };
         Self(Arc::new(Mutex::new(waiting)))
     }
 
@@ -46,11 +47,16 @@ impl Interims {
                 waiting.left = left;
                 waiting.heads.push_back(interim);
             }
-            None => waiting.is_over = true,
+            None => waiting.over = Some(format!("over {} interim answers (interim_max)", waiting.count_max)),
         }
-        if let Some(waker) = waiting.waker.take() {
-            waker.wake();
-        }
+        waiting.wake();
+    }
+
+    /// They are too large; that is the end of the exchange.
+    pub(super) fn refuse(&self, why: String) {
+        let mut waiting = self.lock();
+        waiting.over = Some(why);
+        waiting.wake();
     }
 
     /// The next one.
@@ -59,9 +65,8 @@ impl Interims {
     /// There were too many.
     pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Result<Interim, Fault>> {
         let mut waiting = self.lock();
-        if waiting.is_over {
-            let count_max = waiting.count_max;
-            return Poll::Ready(Err(Fault::Broken(format!("over {count_max} interim answers (interim_max)"))));
+        if let Some(why) = &waiting.over {
+            return Poll::Ready(Err(Fault::Broken(why.clone())));
         }
         match waiting.heads.pop_front() {
             Some(interim) => Poll::Ready(Ok(interim)),
@@ -85,6 +90,14 @@ impl Interims {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::connect::{Stream, connect};
@@ -28,6 +28,14 @@ const READ_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<Source>,
     idle_since: Arc<IdleSince>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    /// Left alone it would first write what it was given, to a server that may never read it.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// When it was put back; `None` while it is in use.
@@ -59,16 +67,15 @@ impl Pool {
         }
     }
 
-    /// The idle connection that was used last, if the server has not closed it.
-    pub(super) async fn take(&self) -> Option<Connection> {
+    /// The idle connection that was used last, if the server has not closed it. One that is still busy, with a request's body
+    /// of which its server wanted no more, is closed: nobody waits for somebody else's client.
+    pub(super) fn take(&self) -> Option<Connection> {
         loop {
-            let mut connection = {
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-                let connection = idle.get_mut(&std::thread::current().id())?.pop()?;
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let connection = idle.get_mut(&std::thread::current().id())?.pop()?;
+            drop(idle);
+            if connection.sender.is_ready() {
                 *lock(&connection.idle_since) = None;
-                connection
-            };
-            if connection.sender.ready().await.is_ok() {
                 return Some(connection);
             }
         }
@@ -95,20 +102,35 @@ impl Pool {
         let (since, timeout) = (Arc::clone(&idle_since), self.idle_timeout);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        let task = tasks.spawn(async move {
             tokio::select! {
                 // What is wrong with it, whoever uses it is told.
                 result = connection.with_upgrades() => drop(result),
                 () = idle_for(timeout, &since) => {}
             }
         });
-        Ok(Connection { sender, idle_since })
+        Ok(Connection { sender, idle_since, task })
     }
 }
 
 /// A connection of which so much is read at once: hyper's buffer grows with what it can read, and a client may be slow.
+///
+/// A server that has answered before it read the whole request, and closed, has reset the connection: what is still written
+/// to it fails, and its answer is there to be read. So a write that fails is none, and reading says what is left to say.
 #[derive(Debug)]
 pub(super) struct InPieces(pub(super) Stream);
+
+/// The outcome of a write to somebody who may have closed.
+fn unheard(written: Poll<io::Result<usize>>, count: usize) -> Poll<io::Result<usize>> {
+    match written {
+        Poll::Ready(Err(error))
+            if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+        {
+            Poll::Ready(Ok(count))
+        }
+        written => written,
+    }
+}
 
 impl AsyncRead for InPieces {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -126,7 +148,7 @@ impl AsyncRead for InPieces {
 
 impl AsyncWrite for InPieces {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(context, bytes)
+        unheard(Pin::new(&mut self.get_mut().0).poll_write(context, bytes), bytes.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,7 +164,8 @@ impl AsyncWrite for InPieces {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write_vectored(context, slices)
+        let count = slices.iter().map(|slice| slice.len()).sum();
+        unheard(Pin::new(&mut self.get_mut().0).poll_write_vectored(context, slices), count)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -8,6 +8,7 @@ mod support;
 mod beneath;
 mod nginx;
 mod reading;
+mod wire;
 
 use std::fs::{self, File};
 use std::future::Future;

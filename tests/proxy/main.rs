@@ -9,6 +9,7 @@ mod answers;
 mod bodies;
 mod handoff_fields;
 mod interim;
+mod lifecycle;
 mod many;
 mod pace;
 mod requests;

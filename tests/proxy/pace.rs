@@ -38,13 +38,12 @@ fn a_slow_reader_before_a_fast_upstream_costs_a_bounded_amount() {
     let before = gateway.resident_bytes();
     let mut clients: Vec<_> = (0..STREAMS).map(|_| gateway.client()).collect();
     for client in &mut clients {
-        setsockopt(&client.stream, sockopt::RcvBuf, &4096).expect("a socket");
         client.get("/large");
     }
     // A little is read, again and again; what is under way comes to a standstill each time.
     for round in 0..10 {
         for client in &mut clients {
-            client.take(1000);
+            client.take(300_000);
         }
         let mut last = u64::MAX;
         eventually("everything stands still", || {
@@ -197,8 +196,8 @@ fn a_client_that_leaves_behind_a_full_upstream_is_gone() {
     let mut stuck = 0;
     while stuck < 20 {
         match client.stream.write(&[b'a'; 1 << 16]) {
-            Ok(_) => stuck = 0,
-            Err(_) => {
+            Ok(1..) => stuck = 0,
+            Ok(0) | Err(_) => {
                 stuck += 1;
                 std::thread::park_timeout(Duration::from_millis(20));
             }
@@ -267,13 +266,56 @@ fn requests_behind_a_request_are_not_a_close() {
     client.stream.shutdown(std::net::Shutdown::Write).expect("connected");
     let mut peer = upstream.accept();
     assert!(peer.head().starts_with("GET /a "));
-    std::thread::park_timeout(Duration::from_millis(100));
+    check_rests(&gateway);
     peer.send(OK);
     assert_eq!(client.message(), OK_RELAYED);
     // Behind the last one nothing more comes, so nobody reads.
     check_closed(&mut client);
     check_logged(&gateway, "/a", "proxied", 200);
     check_logged(&gateway, "/b", "client-gone", serde_json::Value::Null);
+}
+
+/// The same in the middle of a body that is held up: all of it is there, and nothing is to be done until there is room.
+#[test]
+fn a_client_that_has_sent_everything_is_waited_with() {
+    const LENGTH: usize = 512 << 10;
+    let upstream = Upstream::new();
+    let gateway = before(&upstream, "", "");
+    let mut warm = gateway.client();
+    let mut client = gateway.client();
+    client.send(format!("POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n"));
+    let peer = upstream.accept();
+    setsockopt(&peer.stream, sockopt::RcvBuf, &4096).expect("a socket");
+    client.stream.set_nonblocking(true).expect("a socket");
+    let mut sent = 0;
+    eventually("all is sent", || {
+        sent += client.stream.write(&vec![b'a'; (LENGTH - sent).min(1 << 14)]).unwrap_or(0);
+        (sent == LENGTH).then_some(())
+    });
+    client.stream.set_nonblocking(false).expect("a socket");
+    client.stream.shutdown(std::net::Shutdown::Write).expect("connected");
+    check_rests(&gateway);
+    let mut peer = peer;
+    // Behind its last byte nothing more comes, so nobody reads: as behind a request without a body.
+    drop(peer.stream.read_to_end(&mut Vec::new()));
+    check_closed(&mut client);
+    check_logged(&gateway, "/held", "client-gone", serde_json::Value::Null);
+    warm.get("/warm");
+    let mut peer = upstream.accept();
+    peer.head();
+    peer.send(OK);
+    assert_eq!(warm.message(), OK_RELAYED);
+}
+
+/// A worker that spins would use all of the time that passes here; one at rest uses hardly any.
+#[track_caller]
+fn check_rests(gateway: &super::Gateway) {
+    let (before, began) = (gateway.cpu_ticks(), Instant::now());
+    while began.elapsed() < Duration::from_millis(500) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    let ticks = gateway.cpu_ticks() - before;
+    assert!(ticks <= 10, "{ticks} ticks of 10 ms in half a second");
 }
 
 /// One worker, one client that never stops, one upstream that never stops: the others are served in between.

@@ -66,24 +66,24 @@ fn a_target_goes_on_as_the_client_wrote_it() {
         "/?",
         "//a//b",
         "/a/../b/./c",
-        "/%2e%2E/%61%2f%00",
+        "/b/%2e%2E/%61%2f",
         "/a;b=c,d:e@f!$&'()*+",
         "/?a=b&c=/../?x=%0d%0a",
         "/a?b?c??",
         "/~user/[x]|y",
     ] {
-        let escaped = target.replace('|', "%7C");
         check(
             &gateway,
             &upstream,
             &format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"),
-            &format!("GET {escaped} HTTP/1.1"),
+            &format!("GET {target} HTTP/1.1"),
             "",
         );
     }
     check(&gateway, &upstream, "GET http://x/a?b HTTP/1.1\r\nHost: x\r\n\r\n", "GET /a?b HTTP/1.1", "");
     check(&gateway, &upstream, "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1.1", "");
-    check(&gateway, &upstream, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1", "");
+    // No route has `*`.
+    assert!(gateway.ask("OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 404 "));
     let long = format!("/{}", "a".repeat(7000));
     check(&gateway, &upstream, &format!("GET {long} HTTP/1.1\r\nHost: x\r\n\r\n"), &format!("GET {long} HTTP/1.1"), "");
 }
@@ -123,7 +123,9 @@ fn the_routes_path_is_replaced_by_the_one_inside() {
     check("/mount", "/inside");
     check("/mount/", "/inside/");
     check("/mount?q", "/inside?q");
-    check("/mount//x/%2e", "/inside//x/%2e");
+    // Normalised: nothing leads out of what is inside.
+    check("/mount//x/%2e/y", "/inside/x/y");
+    check("/mount/%2e%2e/mount/z", "/inside/z");
     check("/off/x", "/x");
     check("/off", "/");
     assert_eq!(gateway.status("/plain/x?y"), 200);
@@ -143,8 +145,6 @@ fn what_is_for_everybody_goes_on_and_what_is_of_the_connection_does_not() {
         ),
         ("X-Bytes: \u{fc}\r\n", "x-bytes: \u{fc}\r\n"),
         ("Connection: x-a , X-B\r\nX-A: 1\r\nx-b: 2\r\nX-C: 3\r\n", "x-c: 3\r\n"),
-        // Ours are added behind what was removed (CVE-2022-31813).
-        ("Connection: x-forwarded-for, via, forwarded, X-Forwarded-Host\r\nVia: 1.0 them\r\n", ""),
         ("Keep-Alive: 5\r\nProxy-Connection: close\r\nProxy-Authorization: x\r\nTrailer: x\r\n", ""),
         ("Proxy: http://evil\r\nX-Socket-Handoff: /run/x\r\nX-Handoff-Data: d\r\nx_socket_handoff: /run/x\r\n", ""),
         (
@@ -169,6 +169,11 @@ fn what_is_for_everybody_goes_on_and_what_is_of_the_connection_does_not() {
         peer.send("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
         client.head();
     }
+    // Who names fields that everybody needs is refused (CVE-2022-31813).
+    let refused =
+        gateway.ask(&get("Connection: x-forwarded-for, via, forwarded, X-Forwarded-Host\r\nVia: 1.0 them\r\n"));
+    assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    assert!(upstream.try_accept().is_none());
     // A client that understands trailers says so to us; we say it to the upstream.
     let mut client = gateway.client();
     client.send(get("TE: trailers, gzip\r\nConnection: TE\r\n"));

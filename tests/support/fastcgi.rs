@@ -108,6 +108,14 @@ impl Program {
     }
 }
 
+impl Program {
+    /// As `kill -9`.
+    pub fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
         drop(self.child.kill());
