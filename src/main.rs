@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use baton::cli;
 use clap::{CommandFactory as _, Parser};
 
-/// What a request that is relayed needs is some hundred short pieces of memory; tests/bench/README.md has what this saves.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// An HTTP front server that hands clients over to daemons, as WebAssembly policies decide.
 ///
 /// Exit codes: 0 asked to stop, 1 failed while running, 2 usage, 64 bad configuration or policy.

@@ -82,7 +82,10 @@ pub(super) async fn ask(
             end_to_end(std::mem::take(response.headers_mut()), Version::Http11).map_err(|error| broken(&error))?;
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| (Fault::Broken(said(&error)), None))?;
         let parts = upgraded.downcast::<TokioIo<InPieces>>().map_err(|_| broken("a connection of another kind"))?;
-        return Ok(Reply::Switched(fields, Tunnel { stream: parts.io.into_inner().0, ahead: parts.read_buf }));
+        return Ok(Reply::Switched(
+            fields,
+            Tunnel { stream: parts.io.into_inner().into_inner(), ahead: parts.read_buf },
+        ));
     }
     check(&response).map_err(|text| broken(&text))?;
     let (head, incoming) = response.into_parts();

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -96,7 +96,7 @@ impl Pool {
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
         let stream = connect(&self.server.address, &self.server.connect).await;
         let stream = stream.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;
-        let handshake = self.builder.handshake(TokioIo::new(InPieces(stream))).await;
+        let handshake = self.builder.handshake(TokioIo::new(InPieces::new(stream))).await;
         let (sender, connection) = handshake.map_err(|error| Fault::Unreachable(crate::log::chain(&error)))?;
         let idle_since = Arc::new(IdleSince::default());
         let (since, timeout) = (Arc::clone(&idle_since), self.idle_timeout);
@@ -118,7 +118,17 @@ impl Pool {
 /// A server that has answered before it read the whole request, and closed, has reset the connection: what is still written
 /// to it fails, and its answer is there to be read. So a write that fails is none, and reading says what is left to say.
 #[derive(Debug)]
-pub(super) struct InPieces(pub(super) Stream);
+pub(super) struct InPieces(Take<Stream>);
+
+impl InPieces {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self(stream.take(0))
+    }
+
+    pub(super) fn into_inner(self) -> Stream {
+        self.0.into_inner()
+    }
+}
 
 /// The outcome of a write to somebody who may have closed.
 fn unheard(written: Poll<io::Result<usize>>, count: usize) -> Poll<io::Result<usize>> {
@@ -134,29 +144,24 @@ fn unheard(written: Poll<io::Result<usize>>, count: usize) -> Poll<io::Result<us
 
 impl AsyncRead for InPieces {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = Pin::new(&mut self.get_mut().0);
-        if buffer.remaining() <= READ_BYTES_MAX {
-            return stream.poll_read(context, buffer);
-        }
-        let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(READ_BYTES_MAX));
-        ready!(stream.poll_read(context, &mut piece))?;
-        let count = piece.filled().len();
-        buffer.advance(count);
-        Poll::Ready(Ok(()))
+        let stream = &mut self.get_mut().0;
+        // Of each read anew: nothing of the buffer has to be written before it is read into.
+        stream.set_limit(READ_BYTES_MAX as u64);
+        Pin::new(stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for InPieces {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        unheard(Pin::new(&mut self.get_mut().0).poll_write(context, bytes), bytes.len())
+        unheard(Pin::new(self.get_mut().0.get_mut()).poll_write(context, bytes), bytes.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(context)
+        Pin::new(self.get_mut().0.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+        Pin::new(self.get_mut().0.get_mut()).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -165,11 +170,11 @@ impl AsyncWrite for InPieces {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let count = slices.iter().map(|slice| slice.len()).sum();
-        unheard(Pin::new(&mut self.get_mut().0).poll_write_vectored(context, slices), count)
+        unheard(Pin::new(self.get_mut().0.get_mut()).poll_write_vectored(context, slices), count)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.0.get_ref().is_write_vectored()
     }
 }
 
