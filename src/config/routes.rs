@@ -32,9 +32,6 @@ impl Resolver<'_> {
                 "an internal route is reached by an application's answer: nobody is asked again",
             );
         }
-        if file.internal == Some(true) && file.filter.is_some() {
-            self.fault(&key.name("filter"), "an internal route has no filter of its own");
-        }
         self.are_policies(&key.name("policies"), &file.policies, &whole.policy);
         let host = file.host.as_deref().map_or(Ok(HostPattern::Any), HostPattern::parse);
         let host = host.map_err(|message| self.fault(&key.name("host"), message)).ok();
