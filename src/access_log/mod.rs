@@ -69,8 +69,11 @@ pub struct Record {
     pub status: Option<u16>,
     /// The target.
     pub to: Option<String>,
-    /// Daemons that were tried.
+    /// Daemons and servers that were tried.
     pub attempts: u32,
+    /// Daemons among them.
+    #[serde(skip)]
+    pub daemons_tried: u32,
     /// Read from the client.
     pub bytes_in: u64,
     /// Written to the client.
@@ -178,7 +181,7 @@ impl Record {
         Ended {
             outcome: self.outcome,
             status: self.status,
-            attempts: self.attempts,
+            attempts: self.daemons_tried,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration_us: self.duration_us,
@@ -205,6 +208,7 @@ impl Record {
             status: None,
             to: None,
             attempts: 0,
+            daemons_tried: 0,
             bytes_in: 0,
             bytes_out: 0,
             decide_us: None,

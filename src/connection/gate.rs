@@ -165,6 +165,7 @@ async fn hand_over(client: Client, handoff: &Handoff, mut asked: Asked<'_>) {
         asked.line.set(|r| {
             r.to = Some(target.name().to_owned());
             r.attempts += tried.attempts;
+            r.daemons_tried += tried.attempts;
             r.handoff_us = Some(micros(began.elapsed()));
         });
         match tried.result {

@@ -213,6 +213,7 @@ impl Serving<'_> {
             self.line.set(|r| {
                 r.to = Some(target.name().to_owned());
                 r.attempts += tried.attempts;
+                r.daemons_tried += tried.attempts;
                 r.handoff_us = began.map(|began| micros(began.elapsed()));
                 if let Some((status, bytes)) = written {
                     (r.status, r.bytes_out) = (Some(status), bytes);

@@ -3,6 +3,7 @@
 use hyper::HeaderMap;
 
 use super::Serving;
+use super::response::Judged;
 use crate::client::Client;
 use crate::decision::{Action, Field, Outcome, Proxy, Respond};
 use crate::exchange::Exchange;
@@ -27,7 +28,7 @@ impl Serving<'_> {
     /// Does what the internal route of that path does. What is kept of the application's fields stands in for the route's own.
     pub(super) async fn internal(
         &mut self,
-        exchange: Exchange,
+        mut exchange: Exchange,
         request: &Arc<Request>,
         target: &str,
         kept: &HeaderMap,
@@ -67,9 +68,13 @@ impl Serving<'_> {
                 let (proxy, mount) = asked(proxy);
                 Internal::Proxy(Box::new(exchange), proxy, mount)
             }
-            Standard::Action(Action::Handoff(handoff)) => {
-                Internal::Over(Box::pin(self.hand_over(exchange, request, handoff, None)).await)
-            }
+            Standard::Action(Action::Handoff(handoff)) => match self.finish_body(&mut exchange).await {
+                Ok(()) => Internal::Over(Box::pin(self.hand_over(exchange, request, handoff, None)).await),
+                Err(Judged::Fail(outcome, status)) => {
+                    Internal::Over(self.fail(exchange, request, outcome, status).await)
+                }
+                Err(_) => unreachable!("a body that cannot be finished is a failure"),
+            },
             Standard::Action(Action::Respond(respond)) => {
                 let page = respond::answer(&with(respond, kept));
                 Internal::Over(self.answer(exchange, Outcome::Responded, &page).await)

@@ -58,13 +58,7 @@ impl Serving<'_> {
         let (handoff, by) = match decided {
             Some((Action::Abort, _)) => return Judged::Abort,
             Some((Action::Respond(respond), _)) => return Judged::Respond(respond),
-            Some((Action::Proxy(proxy), by)) => {
-                drop(answer);
-                return match self.finish_body(exchange).await {
-                    Ok(()) => Judged::Proxy(proxy, Some(by)),
-                    Err(judged) => judged,
-                };
-            }
+            Some((Action::Proxy(proxy), by)) => return Judged::Proxy(proxy, Some(by)),
             Some((Action::Handoff(handoff), by)) => (handoff, Some(by)),
             Some((Action::Pass(_), _)) | None => match self.handoff_of(request, upstream, &answer.fields) {
                 Some(Ok(handoff)) => (handoff, None),
@@ -72,12 +66,7 @@ impl Serving<'_> {
                 None => {
                     let Some(target) = answer.fields.get(REDIRECT) else { return Judged::Deliver(answer) };
                     let target = escaped(target.as_bytes());
-                    let kept = kept(&answer.fields);
-                    drop(answer);
-                    return match self.finish_body(exchange).await {
-                        Ok(()) => Judged::Internal(target, kept),
-                        Err(judged) => judged,
-                    };
+                    return Judged::Internal(target, kept(&answer.fields));
                 }
             },
         };
