@@ -456,6 +456,9 @@ fn bind(
     .collect()
 }
 
+/// How long the end waits for calls that block, each in a thread of its own.
+const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
+
 fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<WorkerThread> {
     let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
     let worker = Arc::new(worker);
@@ -484,6 +487,8 @@ fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<Worker
                 () = worker.beat.run() => {}
             }
         });
+        // A file on a dead network, or a name that nobody resolves, is not waited for.
+        runtime.shutdown_timeout(BLOCKED_TIMEOUT);
     };
     let thread = std::thread::Builder::new().name(format!("worker-{}", ours.index)).spawn(work)?;
     Ok(WorkerThread { worker: ours, accepts, thread })

@@ -39,7 +39,9 @@ impl Serving<'_> {
         let found = path.as_deref().and_then(|path| self.settings.routes.find_internal(request.head.host(), path));
         let (Some(path), Some(Route { default: Some(default), .. })) = (&path, found) else {
             let error = "X-Accel-Redirect leads to no internal route";
-            tracing::warn!(request = %request.id, target, error, "not redirected");
+            // Its query may be a secret of the application's.
+            let path = target.split('?').next().unwrap_or_default();
+            tracing::warn!(request = %request.id, path, error, "not redirected");
             self.line.set(|r| r.error = Some(error.to_owned()));
             return Internal::Over(self.fail(exchange, request, Outcome::UpstreamError, 404).await);
         };
