@@ -250,3 +250,18 @@ fn unsafe_stands_in_one_file_and_tasks_begin_in_another() {
         }
     }
 }
+
+/// A table of what is shown is worth as much as its names.
+#[test]
+fn every_test_that_the_page_names_is_there() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let page = std::fs::read_to_string(tests.join("README.md")).expect("the tests' page");
+    let named = page.split('`').filter_map(|code| code.split_once(".rs: "));
+    let named: Vec<_> = named.filter(|(_, name)| !name.contains(' ')).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for (file, name) in named {
+        let path = tests.join(file).with_extension("rs");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(text.contains(&format!("fn {name}(")), "{} has no {name}", path.display());
+    }
+}
