@@ -153,7 +153,7 @@ pub fn end_to_end(mut fields: HeaderMap, version: Version) -> Result<HeaderMap, 
     }
     let mut kept = HeaderMap::with_capacity(fields.len() + 1);
     let given: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-    let put = |name: &str, value: &[u8]| super::put(&mut kept, name, value);
+    let put = |name: &str, value: &[u8]| super::onward::put(&mut kept, name, value);
     forward::answer(given.into_iter(), version, put).map_err(|error| error.to_string())?;
     Ok(kept)
 }
@@ -215,7 +215,7 @@ impl Body for HttpBody {
                     let Ok(trailers) = frame.into_trailers() else { continue };
                     let mut kept = HeaderMap::new();
                     let given = trailers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-                    forward::trailers(given, |name, value| super::put(&mut kept, name, value));
+                    forward::trailers(given, |name, value| super::onward::put(&mut kept, name, value));
                     // Nothing follows, and nobody need ask.
                     if let Poll::Ready(None) = Pin::new(&mut self.incoming).poll_frame(context) {
                         self.finish();
