@@ -123,6 +123,7 @@ mod error;
 mod head_bytes;
 mod incoming;
 mod message;
+pub mod native;
 mod receive;
 mod resolved;
 #[cfg(feature = "gateway")]

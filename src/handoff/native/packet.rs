@@ -1,0 +1,653 @@
+//! What the packets of `baton/1` say. Pure: bytes to values and back; descriptors are counted here and held elsewhere.
+//!
+//! A receiver is strict about what decides over a client (sections, ids, which descriptors belong to a packet) and
+//! lenient about what only tells (a member of an object that it does not know).
+
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+use super::header::{FLAG_OPTIONAL, HEADER_BYTES, Header, HeaderError, PACKET_BYTES_MAX};
+use super::sections::{self, SectionError};
+
+/// Names, roles and messages are for people: what is longer is cut.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// A packet that was understood.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Packet {
+    /// The first one on a channel, from each side.
+    Hello(Hello),
+    /// A client is lent.
+    Handoff {
+        /// Unique on this channel, never 0.
+        id: u64,
+        /// The message.
+        handoff: Handoff,
+    },
+    /// The client is the daemon's.
+    Taken {
+        /// Which.
+        id: u64,
+    },
+    /// The client is the gateway's again; the daemon has closed its copy and written nothing.
+    Refused {
+        /// Which.
+        id: u64,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The client was answered, and is closed.
+    Done {
+        /// Which.
+        id: u64,
+        /// How it went.
+        report: Report,
+    },
+    /// The client was answered, and comes back for its next request.
+    Return {
+        /// Which.
+        id: u64,
+        /// How it went.
+        report: Report,
+        /// What the daemon read and did not use; it comes before what is in the socket.
+        unread: Vec<u8>,
+    },
+    /// How busy the daemon is; whenever it likes.
+    Load(Load),
+    /// No new clients; those in flight finish.
+    Draining,
+    /// Please end this one.
+    Revoke {
+        /// Which.
+        id: u64,
+        /// Why, for people.
+        reason: String,
+    },
+    /// To be answered with the same bytes.
+    Ping(Vec<u8>),
+    /// The answer.
+    Pong(Vec<u8>),
+    /// A type that is not known, and need not be.
+    Ignored(u8),
+}
+
+/// Who speaks, and what it can bear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Those that it speaks.
+    pub versions: Vec<u64>,
+    /// For people.
+    pub name: String,
+    /// Of the process.
+    pub pid: u64,
+    /// Handed over and not yet refused, done or returned, at a time; 0: none.
+    pub in_flight_max: u64,
+    /// Of one handoff; `None`: whatever comes.
+    pub data_bytes_max: Option<u64>,
+    /// What the daemon does, for people.
+    pub roles: Vec<String>,
+}
+
+/// What goes with a client. Its `Debug` form shows lengths: the data may hold secrets.
+#[derive(Clone, PartialEq)]
+pub struct Handoff {
+    /// About request, client and body.
+    pub metadata: Map<String, Value>,
+    /// The policy's or the application's; empty where it is in a memfd.
+    pub data: Vec<u8>,
+    /// Read from the client before; empty where it is in a memfd.
+    pub preread: Vec<u8>,
+    /// What is in memfds, which come behind the client in this order.
+    pub memfds: Memfds,
+}
+
+/// What of a handoff is in memfds: body, data, preread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memfds {
+    /// The request's body.
+    pub body: bool,
+    /// The data.
+    pub data: bool,
+    /// What was read from the client before.
+    pub preread: bool,
+}
+
+/// Why a daemon does not want a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For programs.
+    pub reason: Reason,
+    /// When it may be worth another try.
+    pub retry_after_s: Option<u64>,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// See [`Refusal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Not this client.
+    Denied,
+    /// No new ones: it is about to end.
+    Draining,
+    /// Too many already.
+    Overloaded,
+    /// Not this kind of request.
+    Unsupported,
+}
+
+/// How a client was served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Of the response, where the daemon wrote one.
+    pub status: Option<u16>,
+    /// Written to the client by the daemon.
+    pub bytes_out: u64,
+    /// From TAKEN on.
+    pub duration_us: u64,
+    /// How it ended.
+    pub result: Outcome,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// See [`Report`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The client left before the end.
+    ClientGone,
+    /// The daemon failed.
+    Error,
+    /// As it should.
+    Ok,
+    /// The gateway asked to end it.
+    Revoked,
+    /// It took too long.
+    Timeout,
+}
+
+/// How busy a daemon is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Clients that it has.
+    pub in_flight: u64,
+    /// 0 to 1.
+    pub load: f64,
+}
+
+/// Why a packet is not understood; the channel ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    /// It is none of this protocol.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// An id where none belongs, or none where one does.
+    #[error("{0} with id {1}")]
+    Id(&'static str, u64),
+    /// Its JSON is none, or lacks what it must have.
+    #[error("{kind}: {what}")]
+    Json {
+        /// The packet.
+        kind: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// Bytes where none belong.
+    #[error("{0} with a payload")]
+    Payload(&'static str),
+    /// Its payload is not made of sections.
+    #[error("{0}: {1}")]
+    Sections(&'static str, #[source] SectionError),
+    /// A type that is not known, and has to be.
+    #[error("type {0}")]
+    Type(u8),
+}
+
+impl Memfds {
+    const BODY: u8 = 0x01;
+    const DATA: u8 = 0x02;
+    const PREREAD: u8 = 0x04;
+
+    /// How many descriptors come behind the client.
+    pub fn count(self) -> usize {
+        usize::from(self.body) + usize::from(self.data) + usize::from(self.preread)
+    }
+
+    fn flags(self) -> u8 {
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        flag(self.body, Self::BODY) | flag(self.data, Self::DATA) | flag(self.preread, Self::PREREAD)
+    }
+
+    fn of(flags: u8) -> Self {
+        let is_set = |flag| flags & flag != 0;
+        Self { body: is_set(Self::BODY), data: is_set(Self::DATA), preread: is_set(Self::PREREAD) }
+    }
+}
+
+impl fmt::Debug for Handoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { data, preread, memfds, .. } = self;
+        let mut out = f.debug_struct("Handoff");
+        out.field("data_bytes", &data.len()).field("preread_bytes", &preread.len()).field("memfds", memfds);
+        out.finish_non_exhaustive()
+    }
+}
+
+/// A word of the protocol for each case.
+macro_rules! words {
+    ($kind:ident { $($case:ident = $word:literal),* $(,)? }) => {
+        impl $kind {
+            /// The word for it in the protocol.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$case => $word),* }
+            }
+
+            fn of(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$case),)* _ => None }
+            }
+        }
+    };
+}
+
+words!(Reason { Denied = "denied", Draining = "draining", Overloaded = "overloaded", Unsupported = "unsupported" });
+words!(Outcome { ClientGone = "client-gone", Error = "error", Ok = "ok", Revoked = "revoked", Timeout = "timeout" });
+
+impl Packet {
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// [`PacketError`]: nothing behind it on this channel can be trusted.
+    pub fn decode(packet: &[u8]) -> Result<Self, PacketError> {
+        let (header, payload) = Header::decode(packet)?;
+        let Header { kind, flags, id } = header;
+        let name = name(kind);
+        let about_one = |is_about_one: bool| match (is_about_one, id) {
+            (true, 0) | (false, 1..) => Err(PacketError::Id(name, id)),
+            _ => Ok(id),
+        };
+        let empty = || if payload.is_empty() { Ok(()) } else { Err(PacketError::Payload(name)) };
+        Ok(match kind {
+            1 => {
+                about_one(false)?;
+                Self::Hello(Hello::read(&object(name, payload)?)?)
+            }
+            2 => {
+                let id = about_one(true)?;
+                let [metadata, data, preread] =
+                    sections::read(payload).map_err(|error| PacketError::Sections(name, error))?;
+                let metadata = object(name, metadata)?;
+                let (data, preread) = (data.to_vec(), preread.to_vec());
+                let memfds = Memfds::of(flags);
+                if memfds.data && !data.is_empty() || memfds.preread && !preread.is_empty() {
+                    return Err(wrong(name, "what is in a memfd is in the packet too"));
+                }
+                Self::Handoff { id, handoff: Handoff { metadata, data, preread, memfds } }
+            }
+            3 => {
+                empty()?;
+                Self::Taken { id: about_one(true)? }
+            }
+            4 => Self::Refused { id: about_one(true)?, refusal: Refusal::read(&object(name, payload)?)? },
+            5 => Self::Done { id: about_one(true)?, report: Report::read(name, &object(name, payload)?)? },
+            6 => {
+                let id = about_one(true)?;
+                let [report, unread] = sections::read(payload).map_err(|error| PacketError::Sections(name, error))?;
+                let report = Report::read(name, &object(name, report)?)?;
+                Self::Return { id, report, unread: unread.to_vec() }
+            }
+            7 => {
+                about_one(false)?;
+                Self::Load(Load::read(&object(name, payload)?)?)
+            }
+            8 => {
+                about_one(false)?;
+                empty()?;
+                Self::Draining
+            }
+            9 => {
+                let object = object(name, payload)?;
+                Self::Revoke { id: about_one(true)?, reason: text(&object, "reason").unwrap_or_default() }
+            }
+            10 => Self::Ping(payload.to_vec()),
+            11 => Self::Pong(payload.to_vec()),
+            kind if flags & FLAG_OPTIONAL != 0 => Self::Ignored(kind),
+            kind => return Err(PacketError::Type(kind)),
+        })
+    }
+
+    /// Writes it.
+    ///
+    /// # Panics
+    /// It is longer than [`PACKET_BYTES_MAX`]: [`Handoff::fits`] says whether a handoff is, and a ping is its sender's.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, flags, id, payload) = match self {
+            Self::Hello(hello) => (1, 0, 0, hello.write()),
+            Self::Handoff { id, handoff } => (2, handoff.memfds.flags(), *id, handoff.write()),
+            Self::Taken { id } => (3, 0, *id, Vec::new()),
+            Self::Refused { id, refusal } => (4, 0, *id, refusal.write()),
+            Self::Done { id, report } => (5, 0, *id, report.write()),
+            Self::Return { id, report, unread } => {
+                let mut payload = Vec::new();
+                sections::put(&mut payload, &report.write());
+                sections::put(&mut payload, unread);
+                (6, 0, *id, payload)
+            }
+            Self::Load(load) => (7, 0, 0, load.write()),
+            Self::Draining => (8, 0, 0, Vec::new()),
+            Self::Revoke { id, reason } => (9, 0, *id, bytes(&json!({ "reason": reason }))),
+            Self::Ping(bytes) => (10, 0, 0, bytes.clone()),
+            Self::Pong(bytes) => (11, 0, 0, bytes.clone()),
+            Self::Ignored(kind) => (*kind, FLAG_OPTIONAL, 0, Vec::new()),
+        };
+        let mut packet = Header { kind, flags, id }.encode(payload.len()).to_vec();
+        packet.extend_from_slice(&payload);
+        packet
+    }
+
+    /// Descriptors that belong to it: with any other number the channel ends.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Handoff { handoff, .. } => 1 + handoff.memfds.count(),
+            Self::Return { .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
+impl Handoff {
+    /// Whether it fits a packet as it is.
+    pub fn fits(&self) -> bool {
+        let metadata = bytes(&Value::Object(self.metadata.clone())).len();
+        HEADER_BYTES + 12 + metadata + self.data.len() + self.preread.len() <= PACKET_BYTES_MAX
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        sections::put(&mut payload, &bytes(&Value::Object(self.metadata.clone())));
+        sections::put(&mut payload, &self.data);
+        sections::put(&mut payload, &self.preread);
+        payload
+    }
+}
+
+impl Hello {
+    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+        let numbers = |value: &Value| value.as_array().and_then(|all| all.iter().map(Value::as_u64).collect());
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(cut)).collect()
+        };
+        Ok(Self {
+            versions: object.get("versions").and_then(numbers).ok_or_else(|| wrong("HELLO", "no versions"))?,
+            name: text(object, "name").unwrap_or_default(),
+            pid: number(object, "pid").unwrap_or(0),
+            in_flight_max: number(object, "in_flight_max").ok_or_else(|| wrong("HELLO", "no in_flight_max"))?,
+            data_bytes_max: number(object, "data_bytes_max"),
+            roles: object.get("roles").map(texts).unwrap_or_default(),
+        })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let Self { versions, name, pid, in_flight_max, data_bytes_max, roles } = self;
+        let mut hello = json!({ "versions": versions, "name": name, "pid": pid, "in_flight_max": in_flight_max });
+        if let Some(max) = data_bytes_max {
+            hello["data_bytes_max"] = (*max).into();
+        }
+        if !roles.is_empty() {
+            hello["roles"] = roles.clone().into();
+        }
+        bytes(&hello)
+    }
+}
+
+impl Refusal {
+    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+        let reason = object.get("reason").and_then(|reason| Reason::of(reason.as_str()?));
+        Ok(Self {
+            reason: reason.ok_or_else(|| wrong("REFUSED", "no reason that is known"))?,
+            retry_after_s: number(object, "retry_after_s"),
+            message: text(object, "message"),
+        })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let mut refusal = json!({ "reason": self.reason.word() });
+        if let Some(seconds) = self.retry_after_s {
+            refusal["retry_after_s"] = seconds.into();
+        }
+        if let Some(message) = &self.message {
+            refusal["message"] = message.as_str().into();
+        }
+        bytes(&refusal)
+    }
+}
+
+impl Report {
+    fn read(kind: &'static str, object: &Map<String, Value>) -> Result<Self, PacketError> {
+        let result = object.get("result").and_then(|result| Outcome::of(result.as_str()?));
+        let status = number(object, "status").and_then(|status| u16::try_from(status).ok());
+        Ok(Self {
+            status: status.filter(|status| (100..=599).contains(status)),
+            bytes_out: number(object, "bytes_out").unwrap_or(0),
+            duration_us: number(object, "duration_us").unwrap_or(0),
+            result: result.ok_or_else(|| wrong(kind, "no result that is known"))?,
+            message: text(object, "message"),
+        })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let Self { status, bytes_out, duration_us, result, message } = self;
+        let mut report = json!({ "bytes_out": bytes_out, "duration_us": duration_us, "result": result.word() });
+        if let Some(status) = status {
+            report["status"] = (*status).into();
+        }
+        if let Some(message) = message {
+            report["message"] = message.as_str().into();
+        }
+        bytes(&report)
+    }
+}
+
+impl Load {
+    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+        let in_flight = number(object, "in_flight").ok_or_else(|| wrong("LOAD", "no in_flight"))?;
+        let load = object.get("load").and_then(Value::as_f64).unwrap_or(0.0);
+        Ok(Self { in_flight, load: load.clamp(0.0, 1.0) })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        bytes(&json!({ "in_flight": self.in_flight, "load": self.load }))
+    }
+}
+
+/// A type's name, for messages.
+fn name(kind: u8) -> &'static str {
+    const NAMES: [&str; 11] =
+        ["HELLO", "HANDOFF", "TAKEN", "REFUSED", "DONE", "RETURN", "LOAD", "DRAINING", "REVOKE", "PING", "PONG"];
+    NAMES.get(usize::from(kind).wrapping_sub(1)).copied().unwrap_or("a packet")
+}
+
+fn wrong(kind: &'static str, what: impl Into<String>) -> PacketError {
+    PacketError::Json { kind, what: what.into() }
+}
+
+fn object(kind: &'static str, json: &[u8]) -> Result<Map<String, Value>, PacketError> {
+    match serde_json::from_slice(json) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(wrong(kind, "no JSON object")),
+        Err(error) => Err(wrong(kind, error.to_string())),
+    }
+}
+
+fn number(object: &Map<String, Value>, name: &str) -> Option<u64> {
+    object.get(name)?.as_u64()
+}
+
+fn text(object: &Map<String, Value>, name: &str) -> Option<String> {
+    object.get(name)?.as_str().map(cut)
+}
+
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text() -> impl Strategy<Value = String> {
+        proptest::string::string_regex("[ -~é]{0,40}").expect("a pattern")
+    }
+
+    fn report() -> impl Strategy<Value = Report> {
+        let results = [Outcome::ClientGone, Outcome::Error, Outcome::Ok, Outcome::Revoked, Outcome::Timeout];
+        let result = proptest::sample::select(results.to_vec());
+        let status = proptest::option::of(100_u16..600);
+        (status, any::<u64>(), any::<u64>(), result, proptest::option::of(text())).prop_map(
+            |(status, bytes_out, duration_us, result, message)| Report {
+                status,
+                bytes_out,
+                duration_us,
+                result,
+                message,
+            },
+        )
+    }
+
+    fn handoff() -> impl Strategy<Value = Handoff> {
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+        (proptest::collection::btree_map(text(), text(), 0..4), any::<Vec<u8>>(), any::<Vec<u8>>(), flags).prop_map(
+            |(metadata, mut data, mut preread, (body, in_data, in_preread))| {
+                if in_data {
+                    data.clear();
+                }
+                if in_preread {
+                    preread.clear();
+                }
+                let metadata = metadata.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+                Handoff { metadata, data, preread, memfds: Memfds { body, data: in_data, preread: in_preread } }
+            },
+        )
+    }
+
+    fn packet() -> impl Strategy<Value = Packet> {
+        let id = 1..u64::MAX;
+        let reasons = [Reason::Denied, Reason::Draining, Reason::Overloaded, Reason::Unsupported];
+        let refusal = (proptest::sample::select(reasons.to_vec()), any::<Option<u64>>(), proptest::option::of(text()))
+            .prop_map(|(reason, retry_after_s, message)| Refusal { reason, retry_after_s, message });
+        let hello = (
+            any::<Vec<u64>>(),
+            text(),
+            any::<u64>(),
+            any::<u64>(),
+            any::<Option<u64>>(),
+            proptest::collection::vec(text(), 0..3),
+        )
+            .prop_map(|(versions, name, pid, in_flight_max, data_bytes_max, roles)| Hello {
+                versions,
+                name,
+                pid,
+                in_flight_max,
+                data_bytes_max,
+                roles,
+            });
+        prop_oneof![
+            hello.prop_map(Packet::Hello),
+            (id.clone(), handoff()).prop_map(|(id, handoff)| Packet::Handoff { id, handoff }),
+            id.clone().prop_map(|id| Packet::Taken { id }),
+            (id.clone(), refusal).prop_map(|(id, refusal)| Packet::Refused { id, refusal }),
+            (id.clone(), report()).prop_map(|(id, report)| Packet::Done { id, report }),
+            (id.clone(), report(), any::<Vec<u8>>()).prop_map(|(id, report, unread)| Packet::Return {
+                id,
+                report,
+                unread
+            }),
+            (any::<u64>(), 0_u8..=64).prop_map(|(in_flight, part)| {
+                let load = f64::from(part) / 64.0;
+                Packet::Load(Load { in_flight, load })
+            }),
+            Just(Packet::Draining),
+            (id, text()).prop_map(|(id, reason)| Packet::Revoke { id, reason }),
+            any::<Vec<u8>>().prop_map(Packet::Ping),
+            any::<Vec<u8>>().prop_map(Packet::Pong),
+            (12_u8..).prop_map(Packet::Ignored),
+        ]
+    }
+
+    #[test]
+    fn what_does_not_belong_ends_the_channel() {
+        let header = |kind, flags, id| {
+            move |payload: &[u8]| [&Header { kind, flags, id }.encode(payload.len())[..], payload].concat()
+        };
+        for (packet, error) in [
+            (header(3, 0, 0)(b""), "TAKEN with id 0"),
+            (header(3, 0, 1)(b"x"), "TAKEN with a payload"),
+            (header(8, 0, 1)(b""), "DRAINING with id 1"),
+            (header(1, 0, 0)(b"[]"), "HELLO: no JSON object"),
+            (header(1, 0, 0)(b"{\"versions\":[1]}"), "HELLO: no in_flight_max"),
+            (header(1, 0, 0)(b"{\"versions\":[-1],\"in_flight_max\":1}"), "HELLO: no versions"),
+            (header(4, 0, 1)(b"{\"reason\":\"bored\"}"), "REFUSED: no reason that is known"),
+            (header(5, 0, 1)(b"{}"), "DONE: no result that is known"),
+            (header(2, 0, 1)(b"\x02\0\0\0{}"), "HANDOFF: a payload of 6 bytes that is not 3 sections"),
+            (header(2, 2, 1)(b"\x02\0\0\0{}\x01\0\0\0x\0\0\0\0"), "HANDOFF: what is in a memfd is in the packet too"),
+            (header(12, 0, 0)(b""), "type 12"),
+            (header(0, 0x7f, 0)(b""), "type 0"),
+        ] {
+            assert_eq!(Packet::decode(&packet).map_err(|error| error.to_string()), Err(error.to_owned()));
+        }
+        assert_eq!(Packet::decode(&header(200, 0x80, 7)(b"whatever")), Ok(Packet::Ignored(200)));
+    }
+
+    #[test]
+    fn what_only_tells_is_read_leniently() {
+        let payload = br#"{"result":"ok","status":9000,"bytes_out":-1,"later":{"x":1},"message":5}"#;
+        let packet = [&Header { kind: 5, flags: 0, id: 3 }.encode(payload.len())[..], payload].concat();
+        let report = Report { status: None, bytes_out: 0, duration_us: 0, result: Outcome::Ok, message: None };
+        assert_eq!(Packet::decode(&packet), Ok(Packet::Done { id: 3, report }));
+    }
+
+    #[test]
+    fn a_handoff_that_fills_a_packet_fits_and_a_byte_more_does_not() {
+        let room = PACKET_BYTES_MAX - HEADER_BYTES - 12 - 2;
+        let handoff = |bytes| Handoff {
+            metadata: Map::new(),
+            data: vec![0; bytes],
+            preread: Vec::new(),
+            memfds: Memfds::default(),
+        };
+        assert!(handoff(room).fits() && !handoff(room + 1).fits());
+        assert_eq!(Packet::Handoff { id: 1, handoff: handoff(room) }.encode().len(), PACKET_BYTES_MAX);
+    }
+
+    #[test]
+    fn data_is_not_in_the_debug_form() {
+        let handoff = Handoff {
+            metadata: [("x".to_owned(), Value::from("secret"))].into_iter().collect(),
+            data: b"secret".to_vec(),
+            preread: b"secret".to_vec(),
+            memfds: Memfds::default(),
+        };
+        assert!(!format!("{handoff:?}").contains("secret"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_is_decoded(packet in packet()) {
+            let decoded = Packet::decode(&packet.encode());
+            prop_assert_eq!(decoded, Ok(packet));
+        }
+
+        #[test]
+        fn any_bytes_are_a_packet_or_an_error(bytes: Vec<u8>, kind in 0_u8..14, flags: u8, id in 0_u64..3) {
+            drop(Packet::decode(&bytes));
+            let packet = [&Header { kind, flags, id }.encode(bytes.len())[..], &bytes].concat();
+            drop(Packet::decode(&packet));
+        }
+    }
+}
