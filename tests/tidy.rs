@@ -62,7 +62,7 @@ const PURE_FASTCGI: [&str; 6] = [
 
 #[test]
 fn what_is_pure_knows_no_socket_no_clock_and_no_guest() {
-    let pure = [&["http/", "decision.rs", "handoff/message.rs"][..], &PURE_FASTCGI].concat();
+    let pure = [&["http/", "decision.rs", "handoff/message.rs", "handoff/native/"][..], &PURE_FASTCGI].concat();
     let sources = sources();
     for name in [
         "tokio",
@@ -207,7 +207,16 @@ fn each_outside_crate_has_a_home() {
         ("serde", &["access_log/", "config/"]),
         (
             "serde_json",
-            &["access_log/", "admin/", "cli/", "config/", "connection/response.rs", "policy/", "respond.rs"],
+            &[
+                "access_log/",
+                "admin/",
+                "cli/",
+                "config/",
+                "connection/response.rs",
+                "handoff/native/",
+                "policy/",
+                "respond.rs",
+            ],
         ),
         ("sha2", &["policy/generation.rs"]),
         ("tokio_rustls", &["upstream/"]),
