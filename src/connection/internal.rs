@@ -1,9 +1,11 @@
 //! Where an application's answer leads to another route of ours (`X-Accel-Redirect`).
 
+use std::sync::Arc;
+
 use hyper::HeaderMap;
 
 use super::Serving;
-use super::response::Judged;
+use super::response::fields_of;
 use crate::client::Client;
 use crate::decision::{Action, Field, Outcome, Proxy, Respond};
 use crate::exchange::Exchange;
@@ -13,8 +15,6 @@ use crate::request::Request;
 use crate::respond;
 use crate::route::{Route, Standard};
 use crate::upstream::Answer;
-
-use std::sync::Arc;
 
 /// What became of it.
 pub(super) enum Internal {
@@ -37,7 +37,7 @@ impl Serving<'_> {
         let is_path = path.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
         let path = if is_path { normalise(path).ok() } else { None };
         let found = path.as_deref().and_then(|path| self.settings.routes.find_internal(request.head.host(), path));
-        let (Some(path), Some(Route { default: Some(default), .. })) = (&path, found) else {
+        let (Some(path), Some(route @ Route { default: Some(default), .. })) = (&path, found) else {
             let error = "X-Accel-Redirect leads to no internal route";
             // Its query may be a secret of the application's.
             let path = target.split('?').next().unwrap_or_default();
@@ -45,7 +45,6 @@ impl Serving<'_> {
             self.line.set(|r| r.error = Some(error.to_owned()));
             return Internal::Over(self.fail(exchange, request, Outcome::UpstreamError, 404).await);
         };
-        let route = found.expect("it was found");
         let asked = |proxy: &Proxy| {
             let query = query.map_or_else(String::new, |query| format!("?{query}"));
             (Proxy { path_and_query: Some(format!("{path}{query}")), ..proxy.clone() }, route.mount().to_owned())
@@ -72,10 +71,7 @@ impl Serving<'_> {
             }
             Standard::Action(Action::Handoff(handoff)) => match self.finish_body(&mut exchange).await {
                 Ok(()) => Internal::Over(Box::pin(self.hand_over(exchange, request, handoff, None)).await),
-                Err(Judged::Fail(outcome, status)) => {
-                    Internal::Over(self.fail(exchange, request, outcome, status).await)
-                }
-                Err(_) => unreachable!("a body that cannot be finished is a failure"),
+                Err((outcome, status)) => Internal::Over(self.fail(exchange, request, outcome, status).await),
             },
             Standard::Action(Action::Respond(respond)) => {
                 let page = respond::answer(&with(respond, kept));
@@ -98,10 +94,6 @@ fn replace(answer: &mut Answer, kept: &HeaderMap) {
 fn with(respond: &Respond, kept: &HeaderMap) -> Respond {
     let mut headers: Vec<Field> =
         respond.headers.iter().filter(|field| !kept.contains_key(&field.name)).cloned().collect();
-    let field = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| Field {
-        name: name.as_str().to_owned(),
-        value: value.as_bytes().to_vec(),
-    };
-    headers.extend(kept.iter().map(field));
+    headers.extend(fields_of(kept));
     Respond { headers, ..respond.clone() }
 }

@@ -169,6 +169,11 @@ impl Serving<'_> {
             self.line.set(|r| r.outcome = Outcome::ClientGone);
             return Err(None);
         };
+        if !matches!(action, None | Some(Action::Pass(_))) {
+            // Whoever gives up says so itself.
+            self.say_fault(request, upstream, &fault);
+            self.line.set(|r| r.error = Some(fault.to_string()));
+        }
         match action {
             Some(Action::Abort) => {
                 self.line.set(|r| r.outcome = Outcome::Aborted);
@@ -176,8 +181,7 @@ impl Serving<'_> {
             }
             Some(Action::Handoff(handoff)) => match self.finish_body(&mut exchange).await {
                 Ok(()) => Err(Box::pin(self.hand_over(exchange, request, &handoff, Some(&by))).await),
-                Err(Judged::Fail(outcome, status)) => Err(self.fail(exchange, request, outcome, status).await),
-                Err(_) => unreachable!("a body that cannot be finished is a failure"),
+                Err((outcome, status)) => Err(self.fail(exchange, request, outcome, status).await),
             },
             // What the first one was sent of a body cannot be sent again.
             Some(Action::Proxy(proxy)) if request.head.framing() == Framing::None => {

@@ -75,7 +75,7 @@ impl Serving<'_> {
         drop(answer);
         match self.finish_body(exchange).await {
             Ok(()) => Judged::Handoff(Box::new(handoff), by),
-            Err(judged) => judged,
+            Err((outcome, status)) => Judged::Fail(outcome, status),
         }
     }
 
@@ -163,15 +163,15 @@ impl Serving<'_> {
     }
 
     /// Reads what the upstream left of the request's body: whoever gets the client next expects none.
-    pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), Judged> {
+    ///
+    /// # Errors
+    /// How the request ends instead, and the status for its client.
+    pub(super) async fn finish_body(&mut self, exchange: &mut Exchange) -> Result<(), (Outcome, u16)> {
         exchange.finish_body(&self.settings.limits).await.map_err(|error| {
             self.line.set(|r| r.error = Some(format!("{error}, left by the upstream")));
             match error {
-                UploadError::Closed => {
-                    self.line.set(|r| r.outcome = Outcome::ClientGone);
-                    Judged::Fail(Outcome::ClientGone, 400)
-                }
-                error => Judged::Fail(Outcome::ClientError, error.status().unwrap_or(413)),
+                UploadError::Closed => (Outcome::ClientGone, 400),
+                error => (Outcome::ClientError, error.status().unwrap_or(413)),
             }
         })
     }
@@ -197,7 +197,7 @@ fn kept(fields: &HeaderMap) -> HeaderMap {
 }
 
 /// As policies see them.
-fn fields_of(fields: &HeaderMap) -> Vec<Field> {
+pub(super) fn fields_of(fields: &HeaderMap) -> Vec<Field> {
     let field = |(name, value): (&HeaderName, &HeaderValue)| Field {
         name: name.as_str().to_owned(),
         value: value.as_bytes().to_vec(),
