@@ -280,6 +280,31 @@ fn an_authorizer_that_says_nothing_lets_nobody_through() {
     }
 }
 
+/// No dialect of these has a place for it; what there would be is named, and no value.
+#[test]
+fn what_an_authorizer_set_and_that_a_body_was_read_is_metadata_of_a_handoff() {
+    let folder = folder();
+    let _authorizer = Program::spawn("authorizer", &folder.path().join("auth.sock"));
+    let daemon = support::Daemon::start(&folder.path().join("d.sock"), "seqpacket", "serve", &[]);
+    let socket = folder.path().join("d.sock").display().to_string();
+    let application = Serving::start(move |_, peer| {
+        assert_eq!(peer.take(5), b"hello");
+        peer.send(format!("HTTP/1.1 200 OK\r\nX-Socket-Handoff: {socket}\r\nContent-Length: 0\r\n\r\n"));
+        true
+    });
+    let toml = format!(
+        "LISTEN\n[handoff]\nallowed_prefixes = [\"DIR\"]\n[upstream.auth]\naddress = \"fcgi+unix:auth.sock\"\n\
+         role = \"authorizer\"\n[upstream.app]\naddress = \"{}\"\nhandoff_headers = true\n\
+         [[route]]\npath = \"/\"\nauthorizer = \"auth\"\ndefault = {{ proxy = \"app\" }}\n",
+        application.address()
+    );
+    let gateway = Gateway::start_in(folder, &toml, |command| command.args(["--log-level", "debug"]));
+    gateway.ask("POST /?let=anna HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello");
+    let said = gateway.stderr.wait(0, &["metadata is left out"]);
+    assert!(said.contains("REMOTE_USER Role request-body") && !said.contains("anna"), "{said}");
+    assert_eq!(daemon.events("accepted").len(), 1);
+}
+
 // === Filters ===
 
 #[test]

@@ -4,6 +4,7 @@
 //! So everything that can be judged before is: names, lengths, whether the parts fit each other and every daemon that may
 //! be tried. What fails behind the head ends in a reset, which no client takes for a whole response.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use crate::client::Client;
 use crate::decision::{Handoff, Outcome, RelayMode};
 use crate::exchange::Exchange;
 use crate::handoff::{AddressError, Dialect, HeadBytes, Message, Refusal, SendError, Stage};
+use crate::http::body::Framing;
 use crate::http::response::encode_head;
 use crate::log::chain;
 use crate::pace::Pace;
@@ -154,8 +156,11 @@ impl Serving<'_> {
             // Rare, and large beside the rest of the task: so it gets memory of its own.
             return Tried::Over(Box::pin(self.answer_head(exchange, *status, head)).await);
         }
-        if !handoff.metadata.is_empty() {
-            tracing::debug!(request = %request.id, "metadata is left out: it travels by the native dialect only");
+        let metadata = metadata(handoff, request, exchange.has_no_body_left());
+        if !metadata.is_empty() {
+            let names = metadata.iter().map(|(name, _)| name.escape_debug().to_string()).collect::<Vec<_>>().join(" ");
+            let left_out = "metadata is left out: it travels by the native dialect only";
+            tracing::debug!(request = %request.id, names, "{left_out}");
         }
         let parts = Parts {
             message: Message::new(data),
@@ -292,6 +297,15 @@ impl Serving<'_> {
         tracing::warn!(policy, generation, request = %request.id, target_name = target, error, "not handed over");
         self.line.set(|r| (r.error, r.to) = (Some(error), Some(target.to_owned())));
     }
+}
+
+/// What a daemon is to know beside the data: what the policy says, what an authorizer has set, and that somebody has read
+/// the request's body, so that it is not in the socket.
+fn metadata<'a>(handoff: &'a Handoff, request: &'a Request, has_no_body_left: bool) -> Vec<(&'a str, Cow<'a, str>)> {
+    let said = handoff.metadata.iter().map(|(name, value)| (&**name, Cow::Borrowed(&**value)));
+    let variables = request.variables.iter().map(|(name, value)| (&**name, String::from_utf8_lossy(value)));
+    let is_consumed = has_no_body_left && request.head.framing() != Framing::None;
+    said.chain(variables).chain(is_consumed.then_some(("request-body", Cow::Borrowed("consumed")))).collect()
 }
 
 fn errno(refusal: &Refusal) -> Option<i32> {
