@@ -9,7 +9,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::access_log::{self, AccessLog, Sinks};
@@ -21,6 +20,7 @@ use crate::counts::Counts;
 use crate::drain::{Drain, Guard};
 use crate::listener::{self, Accept, Listener};
 use crate::policy::{Engine, Policy, Services};
+use crate::process;
 use crate::route::{Route, Table};
 use crate::target::{self, Target};
 use crate::upstream;
@@ -102,13 +102,13 @@ impl Held {
     /// # Errors
     /// What the system refuses.
     pub fn take(config: &Config) -> Result<Self, StartError> {
-        let descriptors = raise_descriptor_limit();
+        let descriptors = process::raise_descriptor_limit();
         let log = open_log(config.access_log.as_ref(), None)?;
         let listeners = bind(&config.listeners, &[], config.workers)?;
         let admin = config.admin.as_ref().map(bind_admin).transpose()?;
         if let Some(name) = &config.user {
             let given = admin.as_ref().map_or(Ok(()), |(_, admin)| admin.give_to(name));
-            given.and_then(|()| become_user(name)).map_err(|error| StartError::User(name.clone(), error))?;
+            given.and_then(|()| process::become_user(name)).map_err(|error| StartError::User(name.clone(), error))?;
         }
         Ok(Self { descriptors, log, listeners, admin })
     }
@@ -492,25 +492,4 @@ fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<Worker
     };
     let thread = std::thread::Builder::new().name(format!("worker-{}", ours.index)).spawn(work)?;
     Ok(WorkerThread { worker: ours, accepts, thread })
-}
-
-/// Allows as many descriptors as the system lets us have, and returns how many.
-fn raise_descriptor_limit() -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
-    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    usize::try_from(limit).unwrap_or(usize::MAX)
-}
-
-/// Gives up root for good: groups first, because a user cannot (setuid(2)). The threads that exist change with us.
-fn become_user(name: &str) -> nix::Result<()> {
-    use nix::unistd::{User, getuid, initgroups, setgid, setuid};
-    let user = User::from_name(name)?.ok_or(nix::Error::ENOENT)?;
-    if getuid() == user.uid {
-        return Ok(());
-    }
-    let c_name = std::ffi::CString::new(name).map_err(|_| nix::Error::EINVAL)?;
-    crate::policy::give_cache(user.uid.as_raw());
-    initgroups(&c_name, user.gid)?;
-    setgid(user.gid)?;
-    setuid(user.uid)
 }

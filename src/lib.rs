@@ -126,6 +126,8 @@ pub mod pace;
 #[cfg(feature = "gateway")]
 pub mod policy;
 #[cfg(feature = "gateway")]
+mod process;
+#[cfg(feature = "gateway")]
 pub mod reload;
 #[cfg(feature = "gateway")]
 pub mod request;
