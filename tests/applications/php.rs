@@ -142,7 +142,8 @@ fn a_page_hands_over_and_its_worker_is_free_while_each_daemon_streams() {
         let rest = client.rest();
         assert!(rest.contains("{\"n\":10,") && rest.ends_with("event: done\ndata: {}\n\n"), "{rest}");
     }
-    assert!(clients.len() == 3 && gateway.log().iter().filter(|line| line["outcome"] == "handed-off").count() == 3);
+    let handed_off = || gateway.log().iter().filter(|line| line["outcome"] == "handed-off").count();
+    eventually("three lines of the log", || (clients.len() == 3 && handed_off() == 3).then_some(()));
 }
 
 /// A page that ends in an error hands over too, and one that goes on for long does not keep the client.

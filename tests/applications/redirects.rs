@@ -128,13 +128,13 @@ fn each_kind_of_route_answers_in_the_applications_place() {
     client.send(get(&format!("/app?to={}", in_query("/head"))));
     assert!(client.rest().ends_with("from daemon\n"));
     chat.wait("got", 1);
+    let line = gateway.log_line(9);
     let lines = gateway.log();
     let outcomes: Vec<_> = lines.iter().map(|line| words(line, ["outcome"])[0].clone()).collect();
     assert_eq!(
         outcomes[..8],
         ["responded", "responded", "responded", "responded", "responded", "responded", "proxied", "responded"]
     );
-    let line = gateway.log_line(9);
     assert_eq!(words(&line, ["outcome", "to"]), ["handed-off", "chat"], "{line}");
 }
 
