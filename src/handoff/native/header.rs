@@ -1,24 +1,25 @@
-//! The header of a packet: sixteen bytes, integers in little-endian.
+//! The header of a frame: sixteen bytes, integers in little-endian. A packet holds one or more frames, each behind the
+//! last; nothing is left over.
 //!
 //! ```text
 //! 0   u8   magic 0xB7
 //! 1   u8   version 1
 //! 2   u8   type
 //! 3   u8   flags
-//! 4   u32  payload length: the packet's, less 16
+//! 4   u32  payload length
 //! 8   u64  handoff id; 0 where none applies
 //! ```
 
-/// What every packet begins with.
+/// What every frame begins with.
 pub const MAGIC: u8 = 0xB7;
-/// The version of all packets; what the payloads mean is agreed on by HELLO.
+/// The version of all frames; what the payloads mean is agreed on by HELLO.
 pub const VERSION: u8 = 1;
 /// The header's length.
 pub const HEADER_BYTES: usize = 16;
-/// Header and payload together. What would make a packet longer goes into a memfd.
+/// All frames of a packet together. What would make a packet longer goes into a memfd.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
 
-/// Whoever does not know the type ignores the packet; without this flag the channel ends.
+/// Whoever does not know the type ignores the frame; without this flag the channel ends.
 pub const FLAG_OPTIONAL: u8 = 0x80;
 
 /// A header that was understood.
@@ -28,15 +29,18 @@ pub struct Header {
     pub kind: u8,
     /// What they mean depends on the type, but for [`FLAG_OPTIONAL`].
     pub flags: u8,
-    /// Of one handoff on one channel; 0 where the packet is about none.
+    /// Of one handoff on one channel; 0 where the frame is about none.
     pub id: u64,
 }
 
-/// Why a packet has no header; the channel ends.
+/// Why a frame has no header; the channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// The payload is not as long as the header says.
-    #[error("a payload of {found} bytes, and the header says {said}")]
+    /// More than one frame, where one was expected.
+    #[error("{0} bytes behind a frame")]
+    Behind(usize),
+    /// The packet ends before the payload does.
+    #[error("{found} bytes behind a header that says {said}")]
     Length {
         /// What is there.
         found: usize,
@@ -44,10 +48,10 @@ pub enum HeaderError {
         said: u32,
     },
     /// Another protocol.
-    #[error("a packet that begins with {0:#04x}")]
+    #[error("a frame that begins with {0:#04x}")]
     Magic(u8),
     /// Not even a header.
-    #[error("a packet of {0} bytes")]
+    #[error("{0} bytes, which are no header")]
     Short(usize),
     /// A version that was not agreed on.
     #[error("version {0}")]
@@ -69,12 +73,12 @@ impl Header {
         out
     }
 
-    /// Reads a packet's; returns it and the payload.
+    /// Reads a frame's, at the beginning of `packet`; returns it, the frame's payload, and what stands behind the frame.
     ///
     /// # Errors
     /// It is none of this protocol.
-    pub fn decode(packet: &[u8]) -> Result<(Self, &[u8]), HeaderError> {
-        let Some((header, payload)) = packet.split_first_chunk::<HEADER_BYTES>() else {
+    pub fn split(packet: &[u8]) -> Result<(Self, &[u8], &[u8]), HeaderError> {
+        let Some((header, behind)) = packet.split_first_chunk::<HEADER_BYTES>() else {
             return Err(HeaderError::Short(packet.len()));
         };
         let [magic, version, kind, flags, rest @ ..] = *header;
@@ -86,10 +90,10 @@ impl Header {
         }
         let [a, b, c, d, id @ ..] = rest;
         let said = u32::from_le_bytes([a, b, c, d]);
-        if usize::try_from(said) != Ok(payload.len()) {
-            return Err(HeaderError::Length { found: payload.len(), said });
-        }
-        Ok((Self { kind, flags, id: u64::from_le_bytes(id) }, payload))
+        let length = HeaderError::Length { found: behind.len(), said };
+        let bytes = usize::try_from(said).map_err(|_| length)?;
+        let (payload, rest) = behind.split_at_checked(bytes).ok_or(length)?;
+        Ok((Self { kind, flags, id: u64::from_le_bytes(id) }, payload, rest))
     }
 }
 
@@ -104,24 +108,24 @@ mod tests {
         let header = Header { kind: 2, flags: 0x81, id: 0x0102_0304_0506_0708 };
         let mut packet = header.encode(3).to_vec();
         assert_eq!(packet, [0xB7, 1, 2, 0x81, 3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
-        assert_eq!(Header::decode(&packet), Err(HeaderError::Length { found: 0, said: 3 }));
+        assert_eq!(Header::split(&packet), Err(HeaderError::Length { found: 0, said: 3 }));
         packet.extend(b"abc");
-        assert_eq!(Header::decode(&packet), Ok((header, &b"abc"[..])));
+        assert_eq!(Header::split(&packet), Ok((header, &b"abc"[..], &b""[..])));
         packet.push(0);
-        assert_eq!(Header::decode(&packet), Err(HeaderError::Length { found: 4, said: 3 }));
+        assert_eq!(Header::split(&packet), Ok((header, &b"abc"[..], &b"\0"[..])));
         packet[1] = 2;
-        assert_eq!(Header::decode(&packet), Err(HeaderError::Version(2)));
+        assert_eq!(Header::split(&packet), Err(HeaderError::Version(2)));
         packet[0] = 0;
-        assert_eq!(Header::decode(&packet), Err(HeaderError::Magic(0)));
-        assert_eq!(Header::decode(&packet[..15]), Err(HeaderError::Short(15)));
+        assert_eq!(Header::split(&packet), Err(HeaderError::Magic(0)));
+        assert_eq!(Header::split(&packet[..15]), Err(HeaderError::Short(15)));
     }
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_decoded(kind: u8, flags: u8, id: u64, payload: Vec<u8>) {
+        fn what_was_encoded_is_decoded(kind: u8, flags: u8, id: u64, payload: Vec<u8>, behind: Vec<u8>) {
             let header = Header { kind, flags, id };
-            let packet = [&header.encode(payload.len())[..], &payload].concat();
-            prop_assert_eq!(Header::decode(&packet), Ok((header, &payload[..])));
+            let packet = [&header.encode(payload.len())[..], &payload, &behind].concat();
+            prop_assert_eq!(Header::split(&packet), Ok((header, &payload[..], &behind[..])));
         }
     }
 }

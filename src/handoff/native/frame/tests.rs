@@ -1,4 +1,4 @@
-//! What every packet is, and what is none.
+//! What every frame is, and what is none.
 
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ fn handoff() -> impl Strategy<Value = Handoff> {
     )
 }
 
-fn packet() -> impl Strategy<Value = Packet> {
+fn frame() -> impl Strategy<Value = Frame> {
     let id = 1..u64::MAX;
     let reasons = [Reason::Denied, Reason::Draining, Reason::Overloaded, Reason::Unsupported];
     let refusal = (proptest::sample::select(reasons.to_vec()), any::<Option<u64>>(), proptest::option::of(text()))
@@ -55,21 +55,21 @@ fn packet() -> impl Strategy<Value = Packet> {
             roles,
         });
     prop_oneof![
-        hello.prop_map(Packet::Hello),
-        (id.clone(), handoff()).prop_map(|(id, handoff)| Packet::Handoff { id, handoff }),
-        id.clone().prop_map(|id| Packet::Taken { id }),
-        (id.clone(), refusal).prop_map(|(id, refusal)| Packet::Refused { id, refusal }),
-        (id.clone(), report()).prop_map(|(id, report)| Packet::Done { id, report }),
-        (id.clone(), report(), any::<Vec<u8>>()).prop_map(|(id, report, unread)| Packet::Return { id, report, unread }),
+        hello.prop_map(Frame::Hello),
+        (id.clone(), handoff()).prop_map(|(id, handoff)| Frame::Handoff { id, handoff }),
+        id.clone().prop_map(|id| Frame::Taken { id }),
+        (id.clone(), refusal).prop_map(|(id, refusal)| Frame::Refused { id, refusal }),
+        (id.clone(), report()).prop_map(|(id, report)| Frame::Done { id, report }),
+        (id.clone(), report(), any::<Vec<u8>>()).prop_map(|(id, report, unread)| Frame::Return { id, report, unread }),
         (any::<u64>(), 0_u8..=64).prop_map(|(in_flight, part)| {
             let load = f64::from(part) / 64.0;
-            Packet::Load(Load { in_flight, load })
+            Frame::Load(Load { in_flight, load })
         }),
-        Just(Packet::Draining),
-        (id, text()).prop_map(|(id, reason)| Packet::Revoke { id, reason }),
-        any::<Vec<u8>>().prop_map(Packet::Ping),
-        any::<Vec<u8>>().prop_map(Packet::Pong),
-        (12_u8..).prop_map(Packet::Ignored),
+        Just(Frame::Draining),
+        (id, text()).prop_map(|(id, reason)| Frame::Revoke { id, reason }),
+        any::<Vec<u8>>().prop_map(Frame::Ping),
+        any::<Vec<u8>>().prop_map(Frame::Pong),
+        (12_u8..).prop_map(Frame::Ignored),
     ]
 }
 
@@ -92,9 +92,9 @@ fn what_does_not_belong_ends_the_channel() {
         (header(12, 0, 0)(b""), "type 12"),
         (header(0, 0x7f, 0)(b""), "type 0"),
     ] {
-        assert_eq!(Packet::decode(&packet).map_err(|error| error.to_string()), Err(error.to_owned()));
+        assert_eq!(Frame::decode(&packet).map_err(|error| error.to_string()), Err(error.to_owned()));
     }
-    assert_eq!(Packet::decode(&header(200, 0x80, 7)(b"whatever")), Ok(Packet::Ignored(200)));
+    assert_eq!(Frame::decode(&header(200, 0x80, 7)(b"whatever")), Ok(Frame::Ignored(200)));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn what_only_tells_is_read_leniently() {
     let payload = br#"{"result":"ok","status":9000,"bytes_out":-1,"later":{"x":1},"message":5}"#;
     let packet = [&Header { kind: 5, flags: 0, id: 3 }.encode(payload.len())[..], payload].concat();
     let report = Report { status: None, bytes_out: 0, duration_us: 0, result: Outcome::Ok, message: None };
-    assert_eq!(Packet::decode(&packet), Ok(Packet::Done { id: 3, report }));
+    assert_eq!(Frame::decode(&packet), Ok(Frame::Done { id: 3, report }));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_handoff_that_fills_a_packet_fits_and_a_byte_more_does_not() {
     let handoff =
         |bytes| Handoff { metadata: Map::new(), data: vec![0; bytes], preread: Vec::new(), memfds: Memfds::default() };
     assert!(handoff(room).fits() && !handoff(room + 1).fits());
-    assert_eq!(Packet::Handoff { id: 1, handoff: handoff(room) }.encode().len(), PACKET_BYTES_MAX);
+    assert_eq!(Frame::Handoff { id: 1, handoff: handoff(room) }.encode().len(), PACKET_BYTES_MAX);
 }
 
 #[test]
@@ -127,15 +127,29 @@ fn data_is_not_in_the_debug_form() {
 
 proptest! {
     #[test]
-    fn what_was_encoded_is_decoded(packet in packet()) {
-        let decoded = Packet::decode(&packet.encode());
-        prop_assert_eq!(decoded, Ok(packet));
+    fn what_was_encoded_is_decoded(frame in frame()) {
+        let decoded = Frame::decode(&frame.encode());
+        prop_assert_eq!(decoded, Ok(frame));
     }
 
     #[test]
-    fn any_bytes_are_a_packet_or_an_error(bytes: Vec<u8>, kind in 0_u8..14, flags: u8, id in 0_u64..3) {
-        drop(Packet::decode(&bytes));
+    fn frames_follow_each_other(frames in proptest::collection::vec(frame(), 1..5)) {
+        let packet: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+        let (mut rest, mut found) = (&packet[..], Vec::new());
+        while !rest.is_empty() {
+            let (frame, behind) = Frame::split(rest).expect("what was encoded");
+            found.push(frame);
+            rest = behind;
+        }
+        let is_whole = Frame::decode(&packet).is_ok();
+        prop_assert_eq!(is_whole, frames.len() == 1);
+        prop_assert_eq!(found, frames);
+    }
+
+    #[test]
+    fn any_bytes_are_a_frame_or_an_error(bytes: Vec<u8>, kind in 0_u8..14, flags: u8, id in 0_u64..3) {
+        drop(Frame::decode(&bytes));
         let packet = [&Header { kind, flags, id }.encode(bytes.len())[..], &bytes].concat();
-        drop(Packet::decode(&packet));
+        drop(Frame::decode(&packet));
     }
 }

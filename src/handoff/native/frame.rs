@@ -1,4 +1,4 @@
-//! What the packets of `baton/1` say. Pure: bytes to values and back; descriptors are counted here and held elsewhere.
+//! What the frames of `baton/1` say. Pure: bytes to values and back; descriptors are counted here and held elsewhere.
 //!
 //! A receiver is strict about what decides over a client (sections, ids, which descriptors belong to a packet) and
 //! lenient about what only tells (a member of an object that it does not know).
@@ -13,9 +13,9 @@ use super::sections::{self, SectionError};
 /// Names, roles and messages are for people: what is longer is cut.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// A packet that was understood.
+/// A frame that was understood.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Packet {
+pub enum Frame {
     /// The first one on a channel, from each side.
     Hello(Hello),
     /// A client is lent.
@@ -176,9 +176,9 @@ pub struct Load {
     pub load: f64,
 }
 
-/// Why a packet is not understood; the channel ends.
+/// Why a frame is not understood; the channel ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PacketError {
+pub enum FrameError {
     /// It is none of this protocol.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -188,7 +188,7 @@ pub enum PacketError {
     /// Its JSON is none, or lacks what it must have.
     #[error("{kind}: {what}")]
     Json {
-        /// The packet.
+        /// The frame.
         kind: &'static str,
         /// What is wrong.
         what: String,
@@ -253,20 +253,33 @@ macro_rules! words {
 words!(Reason { Denied = "denied", Draining = "draining", Overloaded = "overloaded", Unsupported = "unsupported" });
 words!(Outcome { ClientGone = "client-gone", Error = "error", Ok = "ok", Revoked = "revoked", Timeout = "timeout" });
 
-impl Packet {
-    /// Reads a packet.
+impl Frame {
+    /// Reads a packet that holds one frame and nothing else.
     ///
     /// # Errors
-    /// [`PacketError`]: nothing behind it on this channel can be trusted.
-    pub fn decode(packet: &[u8]) -> Result<Self, PacketError> {
-        let (header, payload) = Header::decode(packet)?;
+    /// [`FrameError`]: nothing behind it on this channel can be trusted.
+    pub fn decode(packet: &[u8]) -> Result<Self, FrameError> {
+        let (frame, rest) = Self::split(packet)?;
+        if rest.is_empty() { Ok(frame) } else { Err(HeaderError::Behind(rest.len()).into()) }
+    }
+
+    /// Reads the first frame of a packet, and returns what stands behind it: nothing, or further frames.
+    ///
+    /// # Errors
+    /// [`FrameError`]: nothing behind it on this channel can be trusted.
+    pub fn split(packet: &[u8]) -> Result<(Self, &[u8]), FrameError> {
+        let (header, payload, rest) = Header::split(packet)?;
+        Ok((Self::read(header, payload)?, rest))
+    }
+
+    fn read(header: Header, payload: &[u8]) -> Result<Self, FrameError> {
         let Header { kind, flags, id } = header;
         let name = name(kind);
         let about_one = |is_about_one: bool| match (is_about_one, id) {
-            (true, 0) | (false, 1..) => Err(PacketError::Id(name, id)),
+            (true, 0) | (false, 1..) => Err(FrameError::Id(name, id)),
             _ => Ok(id),
         };
-        let empty = || if payload.is_empty() { Ok(()) } else { Err(PacketError::Payload(name)) };
+        let empty = || if payload.is_empty() { Ok(()) } else { Err(FrameError::Payload(name)) };
         Ok(match kind {
             1 => {
                 about_one(false)?;
@@ -275,7 +288,7 @@ impl Packet {
             2 => {
                 let id = about_one(true)?;
                 let [metadata, data, preread] =
-                    sections::read(payload).map_err(|error| PacketError::Sections(name, error))?;
+                    sections::read(payload).map_err(|error| FrameError::Sections(name, error))?;
                 let metadata = object(name, metadata)?;
                 let (data, preread) = (data.to_vec(), preread.to_vec());
                 let memfds = Memfds::of(flags);
@@ -292,7 +305,7 @@ impl Packet {
             5 => Self::Done { id: about_one(true)?, report: Report::read(name, &object(name, payload)?)? },
             6 => {
                 let id = about_one(true)?;
-                let [report, unread] = sections::read(payload).map_err(|error| PacketError::Sections(name, error))?;
+                let [report, unread] = sections::read(payload).map_err(|error| FrameError::Sections(name, error))?;
                 let report = Report::read(name, &object(name, report)?)?;
                 Self::Return { id, report, unread: unread.to_vec() }
             }
@@ -312,7 +325,7 @@ impl Packet {
             10 => Self::Ping(payload.to_vec()),
             11 => Self::Pong(payload.to_vec()),
             kind if flags & FLAG_OPTIONAL != 0 => Self::Ignored(kind),
-            kind => return Err(PacketError::Type(kind)),
+            kind => return Err(FrameError::Type(kind)),
         })
     }
 
@@ -340,9 +353,9 @@ impl Packet {
             Self::Pong(bytes) => (11, 0, 0, bytes.clone()),
             Self::Ignored(kind) => (*kind, FLAG_OPTIONAL, 0, Vec::new()),
         };
-        let mut packet = Header { kind, flags, id }.encode(payload.len()).to_vec();
-        packet.extend_from_slice(&payload);
-        packet
+        let mut frame = Header { kind, flags, id }.encode(payload.len()).to_vec();
+        frame.extend_from_slice(&payload);
+        frame
     }
 
     /// Descriptors that belong to it: with any other number the channel ends.
@@ -372,7 +385,7 @@ impl Handoff {
 }
 
 impl Hello {
-    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+    fn read(object: &Map<String, Value>) -> Result<Self, FrameError> {
         let numbers = |value: &Value| value.as_array().and_then(|all| all.iter().map(Value::as_u64).collect());
         let texts = |value: &Value| -> Vec<String> {
             value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(cut)).collect()
@@ -401,7 +414,7 @@ impl Hello {
 }
 
 impl Refusal {
-    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+    fn read(object: &Map<String, Value>) -> Result<Self, FrameError> {
         let reason = object.get("reason").and_then(|reason| Reason::of(reason.as_str()?));
         Ok(Self {
             reason: reason.ok_or_else(|| wrong("REFUSED", "no reason that is known"))?,
@@ -423,7 +436,7 @@ impl Refusal {
 }
 
 impl Report {
-    fn read(kind: &'static str, object: &Map<String, Value>) -> Result<Self, PacketError> {
+    fn read(kind: &'static str, object: &Map<String, Value>) -> Result<Self, FrameError> {
         let result = object.get("result").and_then(|result| Outcome::of(result.as_str()?));
         let status = number(object, "status").and_then(|status| u16::try_from(status).ok());
         Ok(Self {
@@ -449,7 +462,7 @@ impl Report {
 }
 
 impl Load {
-    fn read(object: &Map<String, Value>) -> Result<Self, PacketError> {
+    fn read(object: &Map<String, Value>) -> Result<Self, FrameError> {
         let in_flight = number(object, "in_flight").ok_or_else(|| wrong("LOAD", "no in_flight"))?;
         let load = object.get("load").and_then(Value::as_f64).unwrap_or(0.0);
         Ok(Self { in_flight, load: load.clamp(0.0, 1.0) })
@@ -467,11 +480,11 @@ fn name(kind: u8) -> &'static str {
     NAMES.get(usize::from(kind).wrapping_sub(1)).copied().unwrap_or("a packet")
 }
 
-fn wrong(kind: &'static str, what: impl Into<String>) -> PacketError {
-    PacketError::Json { kind, what: what.into() }
+fn wrong(kind: &'static str, what: impl Into<String>) -> FrameError {
+    FrameError::Json { kind, what: what.into() }
 }
 
-fn object(kind: &'static str, json: &[u8]) -> Result<Map<String, Value>, PacketError> {
+fn object(kind: &'static str, json: &[u8]) -> Result<Map<String, Value>, FrameError> {
     match serde_json::from_slice(json) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(wrong(kind, "no JSON object")),
