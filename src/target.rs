@@ -194,6 +194,9 @@ impl Target {
                 drop(count);
                 let result = result.map(|_| Taken::Silently);
                 member.last_failure.learn(&result);
+                if result.is_ok() {
+                    member.taken.fetch_add(1, Ordering::Relaxed);
+                }
                 match result {
                     Err(SendError::Refused { client: ours, stage, source }) if is_worth_another_try(&source) => {
                         self.not_taken(member, stage, &source);

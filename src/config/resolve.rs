@@ -230,9 +230,8 @@ impl<'a> Resolver<'a> {
         if file.sockets.is_empty() {
             self.fault(&key, "no sockets");
         }
-        let dialect = match file.dialect.as_deref().unwrap_or("auto") {
-            text => text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}")),
-        };
+        let text = file.dialect.as_deref().unwrap_or("auto");
+        let dialect = text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}"));
         let dialect = dialect.map_err(|message| self.fault(&key.name("dialect"), message)).unwrap_or_default();
         let balance = match file.balance.as_deref().unwrap_or("least-in-flight") {
             "hash" => Ok(policy::Strategy::Hash),

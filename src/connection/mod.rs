@@ -148,7 +148,7 @@ async fn requests(worker: &Arc<Worker>, mut client: Client, origin: &Arc<Origin>
     loop {
         let settings = worker.settings.load_full();
         let id = Id::new();
-        let begin = || Line::begin(&worker.settings.load().sinks, id, &origin);
+        let begin = || Line::begin(&worker.settings.load().sinks, id, origin);
         let (exchange, head, line) = match arrival::next(&mut client, turn, &settings.limits, &mut guard, begin).await {
             Arrival::Fault(fault, presence, line) => {
                 let mut line = Account::new(line);

@@ -186,6 +186,9 @@ impl Way<'_> {
             Err(error) => Err(error),
         };
         member.last_failure.learn(&result);
+        if result.is_ok() {
+            member.taken.fetch_add(1, Ordering::Relaxed);
+        }
         match result {
             Err(SendError::Refused { client, stage, source }) if is_worth_another_try(&source) => {
                 self.target.not_taken(member, stage, &source);
@@ -193,6 +196,7 @@ impl Way<'_> {
                     Refusal::Daemon(refusal) => {
                         self.retry_after_s = self.retry_after_s.max(refusal.retry_after_s);
                         self.refused.push(index);
+                        member.refused.fetch_add(1, Ordering::Relaxed);
                     }
                     Refusal::TooMuchData { .. } => self.refused.push(index),
                     _ => {}

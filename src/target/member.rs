@@ -1,7 +1,7 @@
 //! One daemon of a target: what is known of it, and each worker's channel to it where it speaks the native protocol.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::status::LastFailure;
 use crate::handoff::channel::{Channel, Status};
@@ -13,6 +13,10 @@ pub(super) struct Member {
     /// Messages that were begun and not yet read, in the dialects that say no more.
     pub(super) in_flight: AtomicU32,
     pub(super) last_failure: LastFailure,
+    /// Clients that it has taken.
+    pub(super) taken: AtomicU64,
+    /// Clients that it has refused, in words.
+    pub(super) refused: AtomicU64,
     /// One for each worker; none in other dialects.
     channels: Vec<Arc<Channel>>,
 }
@@ -27,6 +31,8 @@ impl Member {
             daemon,
             in_flight: AtomicU32::new(0),
             last_failure: LastFailure::default(),
+            taken: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             channels: (0..count).map(|_| Arc::default()).collect(),
         }
     }
@@ -54,6 +60,11 @@ impl Member {
     pub(super) fn in_flight(&self) -> u32 {
         let lent: u64 = self.channels().map(|status| status.in_flight).sum();
         self.in_flight.load(Ordering::Relaxed).saturating_add(u32::try_from(lent).unwrap_or(u32::MAX))
+    }
+
+    /// Clients that it has given back.
+    pub(super) fn returned(&self) -> u64 {
+        self.channels.iter().map(|channel| channel.returned()).sum()
     }
 
     /// How busy it says it is, at most.

@@ -6,8 +6,9 @@
 //! it drains, is asked for a word when it is silent, and is not known before somebody was handed over to it.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::member::Member;
@@ -128,11 +129,17 @@ impl Target {
     /// What the operator sees of each daemon.
     pub(super) fn figures(&self) -> impl Iterator<Item = Figures> {
         self.members.iter().enumerate().map(|(at, member)| Figures {
+            target: Arc::clone(&self.name),
             name: self.member_name(at),
+            path: member.daemon.address().path().to_owned(),
             is_up: member.is_well(),
             in_flight: member.in_flight(),
             load: member.load(),
-            channels: member.channels().count(),
+            channels: member.channels().count() as u64,
+            taken: member.taken.load(Ordering::Relaxed),
+            refused: member.refused.load(Ordering::Relaxed),
+            returned: member.returned(),
+            last_error: member.last_failure.look().map(|(_, error)| error),
         })
     }
 
@@ -145,6 +152,8 @@ impl Target {
 /// What the operator sees of one daemon.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
+    /// Its target.
+    pub target: Arc<str>,
     /// As a handoff may name it.
     pub name: String,
     /// Whether it takes clients, as far as is known.
@@ -153,8 +162,18 @@ pub struct Figures {
     pub in_flight: u32,
     /// What it said of itself, 0 to 1.
     pub load: Option<f64>,
-    /// Open channels.
-    pub channels: usize,
+    /// Open channels of the native protocol.
+    pub channels: u64,
+    /// Its socket.
+    pub path: PathBuf,
+    /// Clients that it has taken since the gateway began.
+    pub taken: u64,
+    /// Those that it has refused, in words.
+    pub refused: u64,
+    /// Those that it has given back.
+    pub returned: u64,
+    /// Why it did not take the last client that it did not take.
+    pub last_error: Option<String>,
 }
 
 impl Targets for Table {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant as Clock};
 
@@ -60,6 +61,8 @@ struct Books {
     is_asked: bool,
     is_silent: bool,
     heard: u64,
+    /// Clients that came back since the last look.
+    returned: u64,
     over: Option<Over>,
 }
 
@@ -263,6 +266,12 @@ impl Link {
             self.look_with(buffer)
         });
         self.share_out();
+        let returned = std::mem::take(&mut self.books().returned);
+        if returned > 0
+            && let Some(channel) = self.channel.upgrade()
+        {
+            channel.returned.fetch_add(returned, Ordering::Relaxed);
+        }
         look
     }
 
@@ -352,6 +361,7 @@ impl Books {
         loop {
             let (frame, behind) = Frame::split(rest)?;
             belong += frame.descriptors();
+            self.returned += u64::from(matches!(frame, Frame::Return { .. }));
             let back = match frame {
                 Frame::Return { .. } => Some(returned(descriptors.next().ok_or(Why::Descriptors(count, belong))?)?),
                 _ => None,

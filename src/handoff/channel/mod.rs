@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ pub trait OnEnd: Send + Sync + fmt::Debug {
 #[derive(Debug, Default)]
 pub struct Channel {
     state: Mutex<State>,
+    returned: AtomicU64,
     opening: tokio::sync::Mutex<()>,
 }
 
@@ -151,6 +153,11 @@ impl Channel {
     /// How it stands; `None` while there is no link.
     pub fn status(&self) -> Option<Status> {
         self.link().map(|link| link.status())
+    }
+
+    /// Clients that came back over it.
+    pub fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
     }
 
     /// A credit, of a link that is opened where there is none.
