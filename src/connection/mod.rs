@@ -139,12 +139,18 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
             None => return drop(place),
         }
     }
-    requests(&worker, client, &origin, Turn::First, guard).await;
-    drop(place);
+    requests(&worker, client, &origin, Turn::First, guard, place).await;
 }
 
 /// One request after the other, until the client leaves, is handed over or is closed.
-async fn requests(worker: &Arc<Worker>, mut client: Client, origin: &Arc<Origin>, mut turn: Turn, mut guard: Guard) {
+async fn requests(
+    worker: &Arc<Worker>,
+    mut client: Client,
+    origin: &Arc<Origin>,
+    mut turn: Turn,
+    mut guard: Guard,
+    place: Place,
+) {
     loop {
         let settings = worker.settings.load_full();
         let id = Id::new();
@@ -179,6 +185,8 @@ async fn requests(worker: &Arc<Worker>, mut client: Client, origin: &Arc<Origin>
         // A client with many requests under way never makes us wait; the others must not.
         tokio::task::yield_now().await;
     }
+    // Before the client sees its end: who counts then finds that it has left.
+    drop((place, guard));
 }
 
 /// One request's way from its head to its end.

@@ -55,8 +55,7 @@ impl OnEnd for Reported {
 }
 
 async fn go_on(worker: Arc<Worker>, client: Client, origin: Origin, place: Place, guard: Guard) {
-    requests(&worker, client, &Arc::new(origin), Turn::Later, guard).await;
-    drop(place);
+    requests(&worker, client, &Arc::new(origin), Turn::Later, guard, place).await;
 }
 
 /// Puts a daemon's report into the line.

@@ -14,15 +14,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::super::error::{Refusal, SendError, Stage};
+use super::super::native::frame::{Frame, FrameError, Refusal as DaemonRefusal};
+use super::super::native::header::PACKET_BYTES_MAX;
+use super::super::native::ledger::{Broken, Cookie, End, Event, Fault, Late, Ledger};
+use super::super::seal::{Evidence, Unread};
+use super::super::send::BackOff;
+use super::super::{ancillary, client, head_bytes};
 use super::packed::Packed;
 use super::{Channel, Lease, OnEnd, Parts, Permit, Status};
-use crate::handoff::error::{Refusal, SendError, Stage};
-use crate::handoff::native::frame::{Frame, FrameError, Refusal as DaemonRefusal};
-use crate::handoff::native::header::PACKET_BYTES_MAX;
-use crate::handoff::native::ledger::{Broken, Cookie, End, Event, Fault, Late, Ledger};
-use crate::handoff::seal::{Evidence, Unread};
-use crate::handoff::send::BackOff;
-use crate::handoff::{ancillary, client, head_bytes};
 
 /// Packets that are read before others have their turn.
 const PACKETS_MAX: usize = 64;
@@ -37,7 +37,7 @@ type Book = Ledger<Loan, Box<dyn OnEnd>, OwnedFd>;
 
 /// A connection that speaks the protocol.
 #[derive(Debug)]
-pub(in crate::handoff) struct Link {
+pub(in super::super) struct Link {
     socket: AsyncFd<OwnedFd>,
     /// The process that listened when it was opened.
     peer: Option<(i32, OwnedFd)>,
@@ -93,7 +93,7 @@ enum Why {
 
 /// Whether there is more to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::handoff) enum Look {
+pub(in super::super) enum Look {
     Open,
     Over,
 }
@@ -259,7 +259,7 @@ impl Link {
     }
 
     /// Reads what has come, and does what it says. At most so many packets: where there may be more, the reader is woken.
-    pub(in crate::handoff) fn look(self: &Arc<Self>) -> Look {
+    pub(in super::super) fn look(self: &Arc<Self>) -> Look {
         let look = BUFFER.with_borrow_mut(|buffer| {
             // One byte more than there may be, so that more is seen to be.
             buffer.resize(PACKET_BYTES_MAX + 1, 0);
@@ -440,7 +440,7 @@ impl Loan {
 }
 
 /// Whether a daemon has taken a client after it was withdrawn, as far as can be known now.
-pub(in crate::handoff) fn is_late_taken(late: &Late, link: &Weak<Link>) -> bool {
+pub(in super::super) fn is_late_taken(late: &Late, link: &Weak<Link>) -> bool {
     if let Some(link) = link.upgrade() {
         link.look();
     }

@@ -10,13 +10,13 @@ use nix::unistd::Pid;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
+use super::super::ancillary;
+use super::super::error::{Refusal, Stage};
+use super::super::native::frame::{Frame, Hello};
+use super::super::native::header;
+use super::super::send::{self, Daemon, Deadlines};
 use super::Channel;
 use super::link::{Link, Look};
-use crate::handoff::ancillary;
-use crate::handoff::error::{Refusal, Stage};
-use crate::handoff::native::frame::{Frame, Hello};
-use crate::handoff::native::header;
-use crate::handoff::send::{self, Daemon, Deadlines};
 
 /// Why there is no link.
 pub(super) struct Failure {

@@ -3,11 +3,11 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use super::super::ancillary;
+use super::super::error::Refusal;
+use super::super::native::frame::Memfds;
+use super::super::native::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX};
 use super::Parts;
-use crate::handoff::ancillary;
-use crate::handoff::error::Refusal;
-use crate::handoff::native::frame::Memfds;
-use crate::handoff::native::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX};
 
 /// The type of a HANDOFF.
 const HANDOFF: u8 = 2;

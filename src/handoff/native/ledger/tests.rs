@@ -108,3 +108,231 @@ fn a_word_that_cannot_be_ends_the_channel_and_whoever_was_touched_is_not_answere
         assert_eq!(ledger.credits(), 0);
     }
 }
+
+/// What happens next, to the client of that number where it is about one.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The gateway lends another client.
+    Lend,
+    /// The daemon reads a packet.
+    DaemonReads,
+    Take(usize),
+    Refuse(usize),
+    Finish(usize),
+    GiveBack(usize),
+    /// The gateway reads a frame.
+    GatewayReads,
+    /// The gateway has waited long enough: it answers the client and shuts it down.
+    GiveUp(usize),
+    /// The gateway's connection task comes to leave an account behind.
+    Account(usize),
+    /// The daemon's process ends: what it has sent can still be read.
+    Crash,
+}
+
+fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+    use proptest::prelude::*;
+    let of = |step: fn(usize) -> Step| (0_usize..6).prop_map(step);
+    let step = prop_oneof![
+        4 => Just(Step::Lend),
+        6 => Just(Step::DaemonReads),
+        4 => of(Step::Take),
+        1 => of(Step::Refuse),
+        3 => of(Step::Finish),
+        2 => of(Step::GiveBack),
+        8 => Just(Step::GatewayReads),
+        1 => of(Step::GiveUp),
+        4 => of(Step::Account),
+        1 => Just(Step::Crash),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+/// Who may write to a client at this moment, and what the client has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// The gateway's answers.
+    by_gateway: u32,
+    /// Answers that the daemon began after it had sent TAKEN.
+    by_daemon: u32,
+    /// Nobody's words arrive any more.
+    is_shut: bool,
+    comes_back: bool,
+}
+
+/// What a daemon that keeps the page knows of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Lent,
+    Taken,
+}
+
+/// A gateway, a daemon that keeps the page, the channel between them, and what the clients see.
+struct World {
+    ledger: Ledger<usize, usize, usize>,
+    to_daemon: std::collections::VecDeque<(u64, usize)>,
+    to_gateway: std::collections::VecDeque<(Frame, Option<usize>)>,
+    held: Vec<(u64, usize, Held)>,
+    seen: Vec<Seen>,
+    /// Taken, and no account of them yet.
+    unaccounted: Vec<(u64, usize)>,
+    ids: HashMap<usize, u64>,
+    accounts: Vec<usize>,
+    is_open: bool,
+}
+
+const IN_FLIGHT_MAX: u64 = 4;
+
+impl World {
+    fn new() -> Self {
+        let mut ledger = Ledger::default();
+        assert!(matches!(ledger.receive(hello(IN_FLIGHT_MAX), None), Ok(Event::Hello)));
+        Self {
+            ledger,
+            to_daemon: Default::default(),
+            to_gateway: Default::default(),
+            held: Vec::new(),
+            seen: Vec::new(),
+            unaccounted: Vec::new(),
+            ids: HashMap::new(),
+            accounts: Vec::new(),
+            is_open: true,
+        }
+    }
+
+    fn cookie(client: usize) -> Cookie {
+        Cookie::new(client as u64 + 1).expect("not 0")
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Lend if self.ledger.credits() > 0 => {
+                let client = self.seen.len();
+                self.seen.push(Seen::default());
+                let id = self.ledger.next_id();
+                self.to_daemon.push_back((id, client));
+                assert_eq!(self.ledger.lend(client, Some(Self::cookie(client))), id);
+                self.ids.insert(client, id);
+            }
+            Step::DaemonReads if self.is_open => {
+                let read = self.to_daemon.pop_front().map(|(id, client)| (id, client, Held::Lent));
+                self.held.extend(read);
+                let in_flight = self.held.len() + self.to_daemon.len();
+                assert!(in_flight as u64 <= IN_FLIGHT_MAX, "{in_flight} at the daemon's");
+            }
+            Step::Take(at) => self.say(at, Held::Lent, |world, id, client| {
+                world.held.push((id, client, Held::Taken));
+                world.seen[client].by_daemon += 1;
+                (Frame::Taken { id }, None)
+            }),
+            Step::Refuse(at) => self.say(at, Held::Lent, |_, id, _| {
+                let refusal = Refusal { reason: Reason::Overloaded, retry_after_s: None, message: None };
+                (Frame::Refused { id, refusal }, None)
+            }),
+            Step::Finish(at) => self.say(at, Held::Taken, |_, id, _| (Frame::Done { id, report: report() }, None)),
+            Step::GiveBack(at) => self.say(at, Held::Taken, |_, id, client| {
+                (Frame::Return { id, report: report(), unread: Vec::new() }, Some(client))
+            }),
+            Step::GatewayReads => self.gateway_reads(),
+            Step::GiveUp(at) => {
+                let known = self.ids.iter().nth(at).map(|(client, id)| (*client, *id));
+                if let Some((client, id)) = known
+                    && let Some((lent, _)) = self.ledger.withdraw(id)
+                {
+                    assert_eq!(lent, client);
+                    self.gateway_answers(client);
+                    self.seen[client].is_shut = true;
+                }
+            }
+            Step::Account(at) if at < self.unaccounted.len() => {
+                let (id, client) = self.unaccounted.remove(at);
+                self.account(id, client);
+            }
+            Step::Crash => self.is_open = false,
+            _ => {}
+        }
+    }
+
+    /// The daemon says something of a client that it holds so.
+    fn say(&mut self, at: usize, held: Held, word: impl FnOnce(&mut Self, u64, usize) -> (Frame, Option<usize>)) {
+        let found = self.held.iter().enumerate().filter(|(_, (.., state))| *state == held).nth(at).map(|(at, _)| at);
+        if let (true, Some(at)) = (self.is_open, found) {
+            let (id, client, _) = self.held.remove(at);
+            let word = word(self, id, client);
+            self.to_gateway.push_back(word);
+        }
+    }
+
+    fn gateway_answers(&mut self, client: usize) {
+        self.seen[client].by_gateway += 1;
+    }
+
+    fn account(&mut self, id: u64, client: usize) {
+        match self.ledger.end_of(id) {
+            Some(end) => self.ended(client, &end),
+            None => {
+                if self.ledger.keep(id, client).is_err() {
+                    self.accounts.push(client);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, client: usize, end: &End<usize>) {
+        self.accounts.push(client);
+        if let Some((back, _)) = &end.back {
+            assert_eq!(*back, client);
+            self.seen[client].comes_back = true;
+        }
+    }
+
+    fn gateway_reads(&mut self) {
+        let Some((frame, back)) = self.to_gateway.pop_front() else { return };
+        let back = back.map(|client| (client, Self::cookie(client)));
+        match self.ledger.receive(frame, back).expect("the daemon keeps the page") {
+            Event::Taken(client) => self.unaccounted.push((self.ids[&client], client)),
+            Event::Refused(client, _) => self.gateway_answers(client),
+            Event::Ended(client, end) => self.ended(client, &end),
+            Event::Hello | Event::Answer(_) | Event::Nothing => {}
+        }
+    }
+
+    /// Reads to the channel's end, and settles everything that is open then.
+    fn end(&mut self) {
+        self.is_open = false;
+        while !self.to_gateway.is_empty() {
+            self.gateway_reads();
+        }
+        let left = self.ledger.end();
+        left.lent.into_iter().for_each(|client| self.gateway_answers(client));
+        self.accounts.extend(left.taken);
+        for (id, client) in std::mem::take(&mut self.unaccounted) {
+            self.account(id, client);
+        }
+        assert_eq!((self.ledger.is_empty(), self.ledger.credits()), (true, 0));
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+
+    /// Whatever is interleaved with whatever, and wherever the daemon dies.
+    #[test]
+    fn every_client_has_one_voice_and_one_end(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+            let in_flight = world.ledger.in_flight();
+            proptest::prop_assert!(in_flight <= IN_FLIGHT_MAX, "{in_flight} in flight");
+        }
+        world.end();
+        for (client, seen) in world.seen.iter().enumerate() {
+            // A daemon that was late finds a dead socket: its words arrive nowhere.
+            let voices = seen.by_gateway + if seen.is_shut { 0 } else { seen.by_daemon };
+            proptest::prop_assert_eq!(voices, 1, "client {}: {:?}", client, seen);
+            let accounts = world.accounts.iter().filter(|other| **other == client).count();
+            let is_daemons = seen.by_daemon == 1 && !seen.is_shut;
+            proptest::prop_assert_eq!(accounts, usize::from(is_daemons), "client {}: {:?}", client, seen);
+        }
+    }
+}
