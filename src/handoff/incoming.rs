@@ -75,7 +75,9 @@ impl Incoming {
     ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
         let (arrived, connection) = (&mut self.arrived, self.connection.as_fd());
         let is_whole = match dialect {
-            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket => seqpacket::read_on(arrived, connection, buffer)?,
+            Dialect::Auto | Dialect::Baton | Dialect::Fdpass | Dialect::Seqpacket => {
+                seqpacket::read_on(arrived, connection, buffer)?
+            }
             Dialect::Datagram => datagram::read_on(arrived, connection, buffer)?,
             Dialect::Stream => stream::read_on(arrived, connection, buffer)?,
         };
@@ -112,7 +114,7 @@ impl Arrived {
             Dialect::Fdpass if self.bytes != fdpass::MESSAGE => return Err(ReceiveError::NotEmpty),
             // The bytes are the client's, whatever they are.
             Dialect::Datagram => Message::new(self.bytes),
-            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket | Dialect::Stream => Message::decode(self.bytes),
+            _ => Message::decode(self.bytes),
         };
         Ok((message, client))
     }
