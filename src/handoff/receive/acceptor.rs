@@ -1,66 +1,32 @@
-//! The daemon's end: listen, adopt, acknowledge by reading, hand out clients one by one. Blocking, without a runtime.
+//! The listening socket and whoever is in the middle of handing over: wait, adopt, acknowledge by reading, one client after
+//! the other. Blocking, without a runtime.
 
-use std::ffi::OsString;
+use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Write as _};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fmt, fs};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
-use super::client;
-use super::dialect::{Dialect, SocketKind};
-use super::environment::environment;
+use super::super::dialect::{Dialect, SocketKind};
+use super::super::resolved::Resolved;
+use super::handoff::Handoff;
 use super::incoming::{Buffer, Incoming, ReceiveError, read_datagram};
-use super::message::Message;
-use super::resolved::Resolved;
+use super::options::{Options, allowed_uids};
+use super::socket_file::{SocketFile, remove_stale};
 
 /// Connections whose message has not arrived yet, at most; more wait in the backlog.
 const INCOMING_MAX: usize = 64;
 /// How long nothing is accepted or read after this process has run out of descriptors or memory: far less than a gateway
 /// waits for its message to be read.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
-
-/// How an [`Acceptor`] listens and whom it believes.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Who may hand clients over, by SO_PEERCRED, or with datagrams by SCM_CREDENTIALS (unix(7)). `None`: the uids in the environment variable
-    /// `BATON_GATEWAY_UIDS`, separated by commas, or without it this process's own and root.
-    pub allow_uids: Option<Vec<u32>>,
-    /// Handoffs that may wait to be accepted; net.core.somaxconn bounds it too. Of datagrams as many wait as
-    /// net.unix.max_dgram_qlen says.
-    pub backlog: u16,
-    /// The longest message, in bytes.
-    pub message_bytes_max: usize,
-    /// How long a peer may take from its connection to a whole message. Others are received in the meantime.
-    pub receive_timeout: Duration,
-    /// Told of every connection that was dropped, and why.
-    pub report: fn(&ReceiveError),
-    /// Permission bits of the socket file. Whoever may write to it may connect; `allow_uids` is asked after that.
-    pub socket_mode: u32,
-}
-
-impl Default for Options {
-    /// 128 handoffs in the backlog, messages of 1 MiB within 5 s, mode 0660, and nobody told.
-    fn default() -> Self {
-        Self {
-            allow_uids: None,
-            backlog: 128,
-            message_bytes_max: 1 << 20,
-            receive_timeout: Duration::from_secs(5),
-            report: |_| {},
-            socket_mode: 0o660,
-        }
-    }
-}
 
 /// A listening socket that clients are handed over on.
 ///
@@ -206,7 +172,7 @@ impl Acceptor {
                 Ok(None) => index += 1,
                 Ok(Some((message, client))) => {
                     self.incoming.remove(index);
-                    return Some(Handoff { message, client, is_head_sent: self.dialect == Dialect::Fdpass });
+                    return Some(Handoff::new(message, client, self.dialect == Dialect::Fdpass));
                 }
                 Err(error) => {
                     self.incoming.remove(index);
@@ -238,7 +204,7 @@ impl Acceptor {
             }
             match read_datagram(self.listener.as_fd(), &self.allow_uids, &mut self.buffer) {
                 Ok(None) => return Ok(None),
-                Ok(Some((message, client))) => return Ok(Some(Handoff { message, client, is_head_sent: false })),
+                Ok(Some((message, client))) => return Ok(Some(Handoff::new(message, client, false))),
                 // There is no connection that could have broken: it is the socket itself.
                 Err(ReceiveError::Io(error)) => return Err(error),
                 Err(error) => (self.options.report)(&error),
@@ -305,6 +271,14 @@ struct Ready {
     listener: bool,
 }
 
+/// The time left, rounded up, so that poll(2) does not return just before it.
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    deadline.map_or(PollTimeout::NONE, |deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+    })
+}
+
 /// Asks an [`Acceptor`] to stop.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -316,127 +290,5 @@ impl Stop {
     pub fn stop(&self) {
         // The byte stays in the pipe; one is enough, and a pipe that is full of them has said it.
         drop((&*self.ask).write(&[0]));
-    }
-}
-
-/// A client, and what was said of it. Dropping it closes the client.
-///
-/// The client's socket is as the gateway had it: **non-blocking**, unless the target asks otherwise. O_NONBLOCK belongs to
-/// the open file and travels with it, so say what you need with [`set_blocking`](Self::set_blocking).
-pub struct Handoff {
-    message: Message,
-    client: OwnedFd,
-    is_head_sent: bool,
-}
-
-impl Handoff {
-    /// The data that a policy or an application sent along; in the dialect `datagram` the request's head, as it came.
-    pub fn data(&self) -> &[u8] {
-        self.message.data()
-    }
-
-    /// Whether the gateway has written the response's head, so that what is written now is its body: in the dialect
-    /// `fdpass`. Others cannot tell; there the daemon writes the head, unless whoever configured both ends says otherwise.
-    pub fn is_head_sent(&self) -> bool {
-        self.is_head_sent
-    }
-
-    /// The client's socket, kept by the handoff.
-    pub fn client(&self) -> BorrowedFd<'_> {
-        self.client.as_fd()
-    }
-
-    /// The client's socket, now the caller's to close.
-    pub fn into_client(self) -> OwnedFd {
-        self.client
-    }
-
-    /// The client's socket as the standard library reads and writes streams: without SIGPIPE. For a client that came
-    /// over a Unix socket, what is about TCP or addresses fails; the rest works.
-    pub fn into_stream(self) -> TcpStream {
-        self.client.into()
-    }
-
-    /// Makes reads and writes of the client wait, or not. All holders of this socket share the setting.
-    ///
-    /// # Errors
-    /// What fcntl(2) says.
-    pub fn set_blocking(&self, blocking: bool) -> io::Result<()> {
-        client::set_blocking(self.client.as_fd(), blocking)
-    }
-
-    /// What is known of the client as CGI variables (RFC 3875), for a program to be started with. Owned: nothing is put
-    /// into this process's environment. HANDOFF_DATA is missing when the data has a NUL byte or is longer than 131,058
-    /// bytes, which no variable can hold.
-    pub fn env(&self) -> Vec<(&'static str, OsString)> {
-        environment(self.client.as_fd(), self.data(), self.is_head_sent)
-    }
-}
-
-impl fmt::Debug for Handoff {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handoff").field("message", &self.message).field("client", &self.client).finish()
-    }
-}
-
-/// The time left, rounded up, so that poll(2) does not return just before it.
-fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    deadline.map_or(PollTimeout::NONE, |deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-    })
-}
-
-/// Whose handoffs are taken. Anything unclear is an error: rather nobody than the wrong one.
-fn allowed_uids(options: &Options) -> io::Result<Vec<u32>> {
-    if let Some(uids) = &options.allow_uids {
-        return Ok(uids.clone());
-    }
-    let Some(listed) = env::var_os("BATON_GATEWAY_UIDS") else {
-        return Ok(vec![nix::unistd::geteuid().as_raw(), 0]);
-    };
-    let numbers = listed.to_str().and_then(|listed| listed.split(',').map(|uid| uid.trim().parse().ok()).collect());
-    numbers.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "BATON_GATEWAY_UIDS is a list of user ids separated by commas")
-    })
-}
-
-/// Makes way at `path`, unless somebody listens there.
-fn remove_stale(path: &Path, kind: SocketKind) -> io::Result<()> {
-    let standing = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        standing => standing?,
-    };
-    if !standing.file_type().is_socket() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    match Resolved::in_directory(path)?.connect(kind.socket()?.as_fd()) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path),
-        Err(Errno::ENOENT) => Ok(()),
-        // EAGAIN is a full backlog, EPROTOTYPE another type of socket, EPERM one that talks to somebody else: all alive.
-        Ok(()) | Err(Errno::EAGAIN | Errno::EPERM | Errno::EPROTOTYPE) => Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A socket's file, recognised by its inode.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        let standing = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_path_buf(), inode: (standing.dev(), standing.ino()) })
-    }
-
-    /// Removes it, unless a successor has already put its own in its place. Nobody can be told if that fails, and the
-    /// next to bind removes what is left.
-    fn remove(&self) {
-        if Self::of(&self.path).is_ok_and(|standing| standing.inode == self.inode) {
-            drop(fs::remove_file(&self.path));
-        }
     }
 }

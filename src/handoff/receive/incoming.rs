@@ -7,9 +7,9 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::ancillary;
-use super::dialect::{Dialect, datagram, fdpass, seqpacket, stream};
-use super::message::Message;
+use super::super::ancillary;
+use super::super::dialect::{Dialect, datagram, fdpass, seqpacket, stream};
+use super::super::message::Message;
 
 /// Why a connection was dropped. Every descriptor that came on it is closed.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum ReceiveError {
 
 /// A connection and what has arrived on it so far.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(in super::super) struct Incoming {
     pub connection: OwnedFd,
     /// When the message must be whole.
     pub deadline: Instant,
@@ -55,7 +55,7 @@ pub(super) struct Incoming {
 
 /// Bytes and descriptor of a message that may not be whole yet.
 #[derive(Debug, Default)]
-pub(super) struct Arrived {
+pub(in super::super) struct Arrived {
     bytes: Vec<u8>,
     client: Option<OwnedFd>,
     /// Who sent it, where the kernel was asked to say so.
@@ -63,12 +63,12 @@ pub(super) struct Arrived {
 }
 
 impl Incoming {
-    pub(super) fn new(connection: OwnedFd, deadline: Instant) -> Self {
+    pub(in super::super) fn new(connection: OwnedFd, deadline: Instant) -> Self {
         Self { connection, deadline, arrived: Arrived::default() }
     }
 
     /// Reads what is there. The message and the client once they are whole, `None` before.
-    pub(super) fn read_on(
+    pub(in super::super) fn read_on(
         &mut self,
         dialect: Dialect,
         buffer: &mut Buffer,
@@ -86,7 +86,7 @@ impl Incoming {
 }
 
 /// Reads one datagram from a daemon's socket, whose sender must be one of `allow_uids`; `None` when none is there.
-pub(super) fn read_datagram(
+pub(in super::super) fn read_datagram(
     socket: BorrowedFd<'_>,
     allow_uids: &[u32],
     buffer: &mut Buffer,
@@ -121,7 +121,7 @@ impl Arrived {
 
     /// Receives once and keeps what came; says how much, or `None` when there is nothing at the moment. An end has
     /// neither bytes nor descriptors.
-    pub(super) fn receive(
+    pub(in super::super) fn receive(
         &mut self,
         connection: BorrowedFd<'_>,
         buffer: &mut Buffer,
@@ -148,20 +148,20 @@ impl Arrived {
 
 /// What one receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in super::super) enum Step {
     End,
     Some,
 }
 
 /// Where messages are received before it is known how long they are; one for all connections.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(in super::super) struct Buffer {
     bytes: Vec<u8>,
 }
 
 impl Buffer {
     /// A buffer for messages of at most `bytes_max` bytes. Memory is only used as far as messages have filled it.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(in super::super) fn new(bytes_max: usize) -> Self {
         // One byte more, so that a stream that exceeds it is seen to.
         Self { bytes: vec![0; bytes_max + 1] }
     }
