@@ -143,7 +143,10 @@ pub use error::{Refusal, SendError, Stage};
 #[cfg(feature = "gateway")]
 pub use head_bytes::HeadBytes;
 pub use message::Message;
-pub use receive::{Acceptor, ENVIRONMENT_NAMES, Handoff, Options, ReceiveError, Stop};
+pub use native::frame::{Outcome, Reason};
+pub use receive::{
+    Acceptor, Body, ClientError, ENVIRONMENT_NAMES, End, Handoff, Left, Load, Options, ReceiveError, Stop,
+};
 #[cfg(feature = "gateway")]
 pub use seal::{Sealed, Unread};
 #[cfg(feature = "gateway")]

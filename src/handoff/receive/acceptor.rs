@@ -1,49 +1,68 @@
-//! The listening socket and whoever is in the middle of handing over: wait, adopt, acknowledge by reading, one client after
-//! the other. Blocking, without a runtime.
+//! The listening socket and whoever is in the middle of handing over: wait, adopt, one client after the other. Without a
+//! runtime, and for any.
 
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
+use super::super::ancillary::Epoll;
 use super::super::dialect::{Dialect, SocketKind};
 use super::super::resolved::Resolved;
+use super::engine::{Engine, Listener, Until};
 use super::handoff::Handoff;
-use super::incoming::{Buffer, Incoming, ReceiveError, read_datagram};
-use super::options::{Options, allowed_uids};
+use super::options::{Allowed, Options};
+use super::shared::{Load, Shared, Stop};
 use super::socket_file::{SocketFile, remove_stale};
-
-/// Connections whose message has not arrived yet, at most; more wait in the backlog.
-const INCOMING_MAX: usize = 64;
-/// How long nothing is accepted or read after this process has run out of descriptors or memory: far less than a gateway
-/// waits for its message to be read.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
 
 /// A listening socket that clients are handed over on.
 ///
 /// Dropping it closes the socket, upon which the gateway takes back every client that nobody has accepted, and removes
-/// the socket's file if it is still the one that was bound.
+/// the socket's file if it is still the one that was bound. Clients that were accepted, and what is to be said of them, are not touched
+/// by that.
+///
+/// In the dialect `baton` it serves the gateways' channels whenever it is asked for a client: a thread that calls
+/// [`accept`](Self::accept) in a loop answers PING and learns of REVOKE while others serve clients. A program with one thread does so
+/// whenever it calls this or a handoff. What nobody waits for (DONE) is sent with the next TAKEN or before `accept` waits; whoever waits elsewhere
+/// between two clients calls [`flush`](Self::flush) before.
+///
+/// # Any runtime
+/// Its descriptor ([`AsFd`]) is readable when there may be something to accept; [`try_accept`](Self::try_accept) never waits. So a runtime
+/// that can wait for a descriptor needs nothing else; with tokio:
+///
+/// ```no_run
+/// # #[cfg(feature = "gateway")]
+/// # mod example {
+/// use std::os::fd::AsFd as _;
+/// use std::task::Poll;
+///
+/// use baton::handoff::{Acceptor, Handoff};
+/// use tokio::io::{Interest, unix::AsyncFd};
+///
+/// async fn accept(acceptor: &mut Acceptor) -> std::io::Result<Option<Handoff>> {
+///     // To be kept from one client to the next, where many come.
+///     let readiness = AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+///     loop {
+///         let mut ready = readiness.readable().await?;
+///         match acceptor.try_accept()? {
+///             Poll::Ready(handoff) => return Ok(handoff),
+///             Poll::Pending => ready.clear_ready(),
+///         }
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Acceptor {
-    /// In the dialect `datagram` nothing is accepted from it: it is read.
-    listener: UnixListener,
-    dialect: Dialect,
-    allow_uids: Vec<u32>,
-    options: Options,
-    incoming: Vec<Incoming>,
-    buffer: Buffer,
-    stop_asked: PipeReader,
-    stop: Stop,
-    file: Option<SocketFile>,
+    shared: Arc<Shared>,
 }
 
 impl Acceptor {
@@ -53,6 +72,8 @@ impl Acceptor {
     /// AddrInUse when somebody listens there, or something else than a socket stands there; InvalidInput when
     /// `BATON_GATEWAY_UIDS` is no list of numbers; otherwise what the system says.
     pub fn bind(path: impl AsRef<Path>, dialect: Dialect, options: Options) -> io::Result<Self> {
+        // Nothing is made before it is known who may use it.
+        let allowed = Allowed::new(&options)?;
         let (path, kind) = (path.as_ref(), SocketKind::of(dialect));
         remove_stale(path, kind)?;
         let listener = kind.socket()?;
@@ -68,184 +89,127 @@ impl Acceptor {
         if kind != SocketKind::Datagram {
             listen(&listener, Backlog::new(i32::from(options.backlog))?)?;
         }
-        Self::new(listener, dialect, options, Some(file))
+        let listener = Listener { socket: UnixListener::from(listener), file: Some(file) };
+        Self::new(Some(listener), dialect, options, allowed)
     }
 
     /// Takes a socket that already listens, for example one that a service manager passed on. Its type tells the dialect;
-    /// its file, mode and backlog are its maker's. A SOCK_STREAM socket speaks `stream`; for `fdpass`, which has the same
-    /// type, bind one.
+    /// its file, mode and backlog are its maker's. A SOCK_STREAM socket speaks `stream` and a SOCK_SEQPACKET socket `seqpacket`; for others of
+    /// these types there is [`from_listener_of`](Self::from_listener_of).
     ///
     /// # Errors
     /// InvalidInput when it is of no dialect's type or does not listen, or is a datagram socket that is not told who sends
     /// (SO_PASSCRED, `PassCredentials=yes`), or as for [`bind`](Self::bind).
     pub fn from_listener(listener: OwnedFd, options: Options) -> io::Result<Self> {
-        let (dialect, is_ready) = match getsockopt(&listener, sockopt::SockType)? {
-            SockType::Datagram => (Dialect::Datagram, getsockopt(&listener, sockopt::PassCred)?),
-            SockType::SeqPacket => (Dialect::Seqpacket, getsockopt(&listener, sockopt::AcceptConn)?),
-            SockType::Stream => (Dialect::Stream, getsockopt(&listener, sockopt::AcceptConn)?),
+        let dialect = match getsockopt(&listener, sockopt::SockType)? {
+            SockType::Datagram => Dialect::Datagram,
+            SockType::SeqPacket => Dialect::Seqpacket,
+            SockType::Stream => Dialect::Stream,
             _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Self::from_listener_of(listener, dialect, options)
+    }
+
+    /// The same, in the dialect that is named.
+    ///
+    /// # Errors
+    /// As for [`from_listener`](Self::from_listener); InvalidInput too when the socket is of another type than the dialect's.
+    pub fn from_listener_of(listener: OwnedFd, dialect: Dialect, options: Options) -> io::Result<Self> {
+        let allowed = Allowed::new(&options)?;
+        let is_ready = match (SocketKind::of(dialect), getsockopt(&listener, sockopt::SockType)?) {
+            (SocketKind::Datagram, SockType::Datagram) => getsockopt(&listener, sockopt::PassCred)?,
+            (SocketKind::Seqpacket, SockType::SeqPacket) | (SocketKind::Stream, SockType::Stream) => {
+                getsockopt(&listener, sockopt::AcceptConn)?
+            }
+            _ => false,
         };
         if !is_ready {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Self::new(listener, dialect, options, None)
+        Self::new(Some(Listener { socket: UnixListener::from(listener), file: None }), dialect, options, allowed)
     }
 
-    fn new(listener: OwnedFd, dialect: Dialect, options: Options, file: Option<SocketFile>) -> io::Result<Self> {
-        let listener = UnixListener::from(listener);
-        listener.set_nonblocking(true)?;
-        let (stop_asked, ask) = io::pipe()?;
-        Ok(Self {
-            listener,
-            dialect,
-            allow_uids: allowed_uids(&options)?,
-            incoming: Vec::new(),
-            buffer: Buffer::new(options.message_bytes_max),
-            options,
-            stop_asked,
-            stop: Stop { ask: Arc::new(ask) },
-            file,
-        })
+    fn new(listener: Option<Listener>, dialect: Dialect, options: Options, allowed: Allowed) -> io::Result<Self> {
+        let (woken, wake) = io::pipe()?;
+        let shared = Arc::new(Shared::new(options, dialect, Epoll::new()?, wake)?);
+        let engine = Engine::new(&shared, listener, allowed, woken)?;
+        *shared.engine() = Some(engine);
+        Ok(Self { shared })
     }
 
     /// A handle that ends [`accept`](Self::accept), from any thread.
     pub fn stop_handle(&self) -> Stop {
-        self.stop.clone()
+        Stop { shared: Arc::clone(&self.shared) }
     }
 
-    /// Waits for the next client; `None` once asked to stop. Having read its message is the acknowledgement: the client
-    /// is this process's from now on, and nobody else will write to it or close it.
+    /// A handle that tells the gateways how busy this daemon is, from any thread.
+    pub fn load_handle(&self) -> Load {
+        Load { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Waits for the next client; `None` once asked to stop. In the dialects without TAKEN, having read its message is the
+    /// acknowledgement: the client is this process's from now on, and nobody else will write to it or close it.
     ///
     /// A peer that breaks the protocol, stays silent or may not hand over is dropped with everything it sent, reported,
-    /// and not waited for. While this process is out of descriptors, clients wait in the backlog.
+    /// and not waited for. While this process is out of descriptors, clients wait in the backlog; those on a channel are refused.
     ///
     /// # Errors
     /// The listening socket is unusable. It is not the peers' doing, and trying again will not help.
     pub fn accept(&mut self) -> io::Result<Option<Handoff>> {
         loop {
-            let ready = self.wait()?;
-            if ready.stop {
-                self.incoming.clear();
-                return Ok(None);
-            }
-            if let Some(handoff) = self.read_on_if_possible()? {
-                return Ok(Some(handoff));
-            }
-            if ready.listener && self.dialect == Dialect::Datagram {
-                if let Some(handoff) = self.read_datagrams()? {
-                    return Ok(Some(handoff));
-                }
-            } else if ready.listener {
-                self.accept_one()?;
-                // Whoever hands over sends at once: mostly the message is there already.
-                if let Some(handoff) = self.read_on_if_possible()? {
-                    return Ok(Some(handoff));
-                }
+            if let Poll::Ready(accepted) = self.next(Until::Forever)? {
+                return Ok(accepted);
             }
         }
     }
 
-    /// Waits until there is something to do, or the first peer's time is up.
-    fn wait(&self) -> io::Result<Ready> {
-        let first = self.incoming.iter().map(|incoming| incoming.deadline).min();
-        let mut interests = Vec::with_capacity(2 + self.incoming.len());
-        interests.push(PollFd::new(self.stop_asked.as_fd(), PollFlags::POLLIN));
-        let accepts = if self.incoming.len() < INCOMING_MAX { PollFlags::POLLIN } else { PollFlags::empty() };
-        interests.push(PollFd::new(self.listener.as_fd(), accepts));
-        interests.extend(self.incoming.iter().map(|one| PollFd::new(one.connection.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut interests, timeout(first)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(Ready { stop: interests[0].any() == Some(true), listener: interests[1].any() == Some(true) })
+    /// The next client if there is one, `Ready(None)` once asked to stop, `Pending` when there is nothing at the moment: then this is asked again when the descriptor
+    /// is readable, or at [`deadline`](Self::deadline).
+    ///
+    /// # Errors
+    /// As for [`accept`](Self::accept).
+    pub fn try_accept(&mut self) -> io::Result<Poll<Option<Handoff>>> {
+        self.next(Until::Now)
     }
 
-    /// Reads from everybody whose message is not whole, until one is.
-    fn read_on(&mut self) -> Option<Handoff> {
-        let mut index = 0;
-        while let Some(one) = self.incoming.get_mut(index) {
-            let read = match one.read_on(self.dialect, &mut self.buffer) {
-                Ok(None) if one.deadline <= Instant::now() => Err(ReceiveError::TimedOut),
-                read => read,
-            };
-            match read {
-                Ok(None) => index += 1,
-                Ok(Some((message, client))) => {
-                    self.incoming.remove(index);
-                    return Some(Handoff::new(message, client, self.dialect == Dialect::Fdpass));
-                }
-                Err(error) => {
-                    self.incoming.remove(index);
-                    (self.options.report)(&error);
-                }
-            }
-        }
-        None
+    /// When [`try_accept`](Self::try_accept) should be asked at the latest although nothing has happened, so that a peer that stays
+    /// silent is dropped; `None`: never. Nothing but that depends on it.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.shared.engine().as_ref().and_then(|engine| engine.first_deadline(Until::Forever))
     }
 
-    /// Reads from everybody, unless there is no descriptor for a client: then it waits a little. A message that is read
-    /// while none is free arrives without its client, who is closed for ever, and its reading has told the gateway that the
-    /// client is ours.
-    fn read_on_if_possible(&mut self) -> io::Result<Option<Handoff>> {
-        if self.incoming.is_empty() {
-            return Ok(None);
-        }
-        match self.has_room() {
-            Ok(()) => Ok(self.read_on()),
-            Err(error) => self.pause_if_exhausted(error).map(|()| None),
+    fn next(&mut self, until: Until) -> io::Result<Poll<Option<Handoff>>> {
+        match &mut *self.shared.engine() {
+            Some(engine) => engine.next(&self.shared, until),
+            None => Ok(Poll::Ready(None)),
         }
     }
 
-    /// Reads what waits in a datagram socket, until one is a client.
-    fn read_datagrams(&mut self) -> io::Result<Option<Handoff>> {
-        loop {
-            if let Err(error) = self.has_room() {
-                return self.pause_if_exhausted(error).map(|()| None);
-            }
-            match read_datagram(self.listener.as_fd(), &self.allow_uids, &mut self.buffer) {
-                Ok(None) => return Ok(None),
-                Ok(Some((message, client))) => return Ok(Some(Handoff::new(message, client, false))),
-                // There is no connection that could have broken: it is the socket itself.
-                Err(ReceiveError::Io(error)) => return Err(error),
-                Err(error) => (self.options.report)(&error),
-            }
+    /// Sends what was left for the next TAKEN or the next wait. [`accept`](Self::accept) does it when it waits.
+    pub fn flush(&mut self) {
+        if let Some(engine) = &mut *self.shared.engine() {
+            engine.flush(&self.shared);
         }
     }
 
-    fn accept_one(&mut self) -> io::Result<()> {
-        let connection = match self.listener.accept() {
-            Ok((connection, _)) => OwnedFd::from(connection),
-            Err(error) => return self.pause_if_exhausted(error),
-        };
-        let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
-        if self.allow_uids.contains(&peer.uid()) {
-            self.incoming.push(Incoming::new(connection, Instant::now() + self.options.receive_timeout));
-        } else {
-            (self.options.report)(&ReceiveError::NotAllowed { uid: peer.uid() });
+    /// Stops, as [`Stop::stop`] does, and waits for the clients in flight, at most so long; says whether all have ended. Gateways are told
+    /// not to send any more (DRAINING), and what they have sent is refused.
+    ///
+    /// # Errors
+    /// As for [`accept`](Self::accept).
+    pub fn drain(&mut self, timeout: Duration) -> io::Result<bool> {
+        let now = Instant::now();
+        // A time that no clock reaches is long enough.
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
+        match &mut *self.shared.engine() {
+            Some(engine) => engine.drain(&self.shared, deadline),
+            None => Ok(true),
         }
-        Ok(())
     }
 
-    /// Whether the descriptor of a client could be received: the kernel drops what does not fit into the process's table,
-    /// and the message is read all the same.
-    fn has_room(&self) -> io::Result<()> {
-        self.listener.as_fd().try_clone_to_owned().map(drop)
-    }
-
-    /// Waits for a while where this process has run out of something, so that others take the clients or they wait.
-    fn pause_if_exhausted(&self, error: io::Error) -> io::Result<()> {
-        match error.raw_os_error().map(Errno::from_raw) {
-            // Gone again, or taken by another thread or process that listens on the same socket.
-            Some(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR | Errno::EPERM) => Ok(()),
-            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                let mut stop = [PollFd::new(self.stop_asked.as_fd(), PollFlags::POLLIN)];
-                match poll(&mut stop, timeout(Some(Instant::now() + EXHAUSTED_PAUSE))) {
-                    Ok(_) | Err(Errno::EINTR) => Ok(()),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            _ => Err(error),
-        }
+    /// Clients that were handed over and are neither finished, given back nor refused, those that wait to be accepted among them.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight()
     }
 }
 
@@ -258,37 +222,18 @@ impl Iterator for Acceptor {
     }
 }
 
-impl Drop for Acceptor {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
-        }
+impl AsFd for Acceptor {
+    /// What a runtime waits for: readable when [`try_accept`](Self::try_accept) has something to do. Nothing else is done with it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.epoll.as_fd()
     }
 }
 
-struct Ready {
-    stop: bool,
-    listener: bool,
-}
-
-/// The time left, rounded up, so that poll(2) does not return just before it.
-fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    deadline.map_or(PollTimeout::NONE, |deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-    })
-}
-
-/// Asks an [`Acceptor`] to stop.
-#[derive(Clone, Debug)]
-pub struct Stop {
-    ask: Arc<PipeWriter>,
-}
-
-impl Stop {
-    /// Ends the acceptor's `accept`, now and from now on.
-    pub fn stop(&self) {
-        // The byte stays in the pipe; one is enough, and a pipe that is full of them has said it.
-        drop((&*self.ask).write(&[0]));
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        let engine = self.shared.engine().take();
+        if let Some(mut engine) = engine {
+            engine.stop(&self.shared);
+        }
     }
 }
