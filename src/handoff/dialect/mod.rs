@@ -28,7 +28,8 @@ pub enum Dialect {
     /// told to listen in this dialect speaks `seqpacket`, which is what is tried first.
     #[default]
     Auto,
-    /// The native protocol: a SOCK_SEQPACKET connection that stays, and packets of [`native`](super::native) on it.
+    /// The native protocol ([`native`](super::native)): SOCK_SEQPACKET connections that stay, and on each of them handoffs, what
+    /// became of them, and clients that come back.
     Baton,
     /// A datagram per handoff, without a connection: the bytes that were read from the client already.
     Datagram,
@@ -43,7 +44,7 @@ pub enum Dialect {
 
 /// A name that is no dialect's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("dialect is baton, seqpacket, stream, fdpass, datagram or auto")]
+#[error("dialect is seqpacket, stream, fdpass, datagram, baton or auto")]
 pub struct UnknownDialect;
 
 impl Dialect {
