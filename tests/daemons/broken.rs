@@ -140,10 +140,14 @@ pub fn ends_a_channel_with_a_wrong_id(language: Language) {
         packet[8] = 0;
         (packet, vec![lent.client()])
     });
-    // The stream in `ends` has the first one.
-    ends(&daemon, "HANDOFF of one that is in flight", |_, lent| {
-        (Request::get("/hello").frame(1), vec![lent.client()])
-    });
+    let mut channel = Channel::open(&daemon);
+    let (mut held, lent) = (channel.hand(&Request::get("/hold")), Lent::new(0));
+    channel.taken(&mut held);
+    channel.send(&Request::get("/hello").frame(held.id), &[lent.client()]);
+    channel.has_ended();
+    lent.is_untouched(&daemon, b"");
+    held.far.until("held\n");
+    drop(held.leave());
     ends(&daemon, "two of one id", |_, lent| {
         let frame = Request::get("/hello").frame(7);
         ([&frame[..], &frame].concat(), vec![lent.client(); 2])

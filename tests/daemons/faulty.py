@@ -118,12 +118,12 @@ class Daemon:
         listed = os.environ.get("BATON_GATEWAY_UIDS")
         if listed is None:
             return {os.geteuid(), 0}
-        try:
-            return {int(uid) for uid in listed.split(",")}
-        except ValueError:
-            if fault("unreadable-list-is-everybody"):
-                return {os.geteuid(), 0}
-            sys.exit("BATON_GATEWAY_UIDS is no list of numbers")
+        uids = [uid.strip() for uid in listed.split(",")]
+        if all(uid.isdigit() for uid in uids):
+            return set(map(int, uids))
+        if fault("unreadable-list-is-everybody"):
+            return {os.geteuid(), 0}
+        sys.exit("BATON_GATEWAY_UIDS is no list of numbers")
 
     def listen(self):
         if os.path.exists(self.path):
@@ -234,7 +234,7 @@ class Channel:
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers.frombytes(data[:len(data) // 4 * 4])
-        descriptors = list(numbers)
+        descriptors = list(numbers)[:1 if fault("room-for-one") else None]
         try:
             if not packet:
                 return False
@@ -491,9 +491,9 @@ class Handoff:
         if fault("another-socket"):
             client = socket.socketpair()[0]
         said = self.channel.say(frame(RETURN, payload, self.id), [client.fileno()])
-        if not said and not fault("returns-to-nobody"):
+        if not said:
             self.close_gracefully()
-        if fault("returns-and-keeps"):
+        if fault("returns-and-keeps") or not said and fault("returns-to-nobody"):
             KEPT.append(self.client)
         else:
             self.client.close()
@@ -585,7 +585,8 @@ class Handoff:
         if not back or self.head_sent or fault("always-close"):
             head += "Connection: close\r\n"
         is_head = self.request.get("method") == "HEAD" and not fault("body-to-head")
-        self.write((head + "\r\n").encode() + (b"" if is_head else body))
+        head = b"" if self.head_sent else (head + "\r\n").encode()
+        self.write(head + (b"" if is_head else body))
 
     def start(self, kind, more=""):
         if not self.head_sent:
@@ -725,7 +726,8 @@ class Handoff:
         for name, value in request.get("headers", []):
             if isinstance(value, dict):
                 value = base64.b64decode(value["base64"]).decode(errors="replace")
-            fields.setdefault(name.upper().replace("-", "_"), []).append(value)
+            if name != "proxy" and "_" not in name:
+                fields.setdefault(name.upper().replace("-", "_"), []).append(value)
         for name, values in fields.items():
             if name == "CONTENT_TYPE":
                 variables[name] = values[0]

@@ -86,6 +86,19 @@ impl Channel {
         nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Read).expect("connected");
     }
 
+    /// Waits until the daemon has read everything: from then on it has what was sent.
+    #[track_caller]
+    pub fn was_read(&self) {
+        nix::ioctl_read_bad!(unread, nix::libc::TIOCOUTQ, nix::libc::c_int);
+        eventually("the daemon reads", || {
+            let mut count = 0;
+            #[allow(unsafe_code, reason = "there is no safe form of this ioctl, and no other way to see it")]
+            // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one int to where the pointer leads.
+            unsafe { unread(self.socket.as_raw_fd(), &raw mut count) }.expect("a socket");
+            (count == 0).then_some(())
+        });
+    }
+
     /// A packet's frames, with their descriptors; `false` at the channel's end.
     #[track_caller]
     fn receive(&mut self) -> bool {
@@ -174,7 +187,7 @@ impl Channel {
     /// Lends a new client.
     #[track_caller]
     pub fn hand(&mut self, request: &Request) -> Lent {
-        let mut lent = self.prepare();
+        let mut lent = Lent::new(0);
         self.hand_again(&mut lent, request);
         lent
     }

@@ -19,6 +19,7 @@ pub fn touches_no_client_before_taken_was_sent(language: Language) {
         let mut lent = channel.prepare();
         lent.far.send(body);
         channel.hand_again(&mut lent, &Request::post(target, body.len()));
+        channel.was_read();
         lent.is_untouched(&daemon, body.as_bytes());
     }
     Channel::open(&daemon).is_alive();
@@ -29,6 +30,7 @@ pub fn touches_no_client_of_a_gateway_that_has_gone(language: Language) {
     let daemon = Daemon::native(language);
     let mut channel = Channel::open(&daemon);
     let lent = channel.hand(&Request::get("/late"));
+    channel.was_read();
     drop(channel);
     lent.is_untouched(&daemon, b"");
 }

@@ -83,7 +83,7 @@ pub fn makes_an_environment(language: Language) {
     let mut channel = Channel::open(&daemon);
     let mut request = Request::post("/env?x=1&y=%3f?", 5).data(b"user=7");
     request = request.header("content-type", "text/plain; a=b").header("content-length", "5");
-    request = request.header("x-two", "1").header("cookie", "a=b").header("x-two", "2");
+    request = request.header("x-two", "1").header("cookie", "a=b").header("x-two", "2").header("x_two", "3");
     let metadata = request.metadata.as_object_mut().unwrap();
     metadata.insert("client".to_owned(), json!({"ip": "2001:db8::9", "port": 40312}));
     metadata.insert("server".to_owned(), json!({"ip": "198.51.100.2", "port": 443, "listener": "https"}));
