@@ -191,7 +191,7 @@ final class Frame
             }
             $header = unpack('Cmagic/Cversion/Ckind/Cflags/Vlength/Pid', $packet, $start);
             if ($header['magic'] !== 0xB7 || $header['version'] !== 1) {
-                throw new ProtocolException(sprintf('a frame that begins with %#04x, version %d', $header['magic'],
+                throw new ProtocolException(sprintf('a frame that begins with 0x%02x, version %d', $header['magic'],
                     $header['version']));
             }
             if ($header['length'] > $left - 16) {
