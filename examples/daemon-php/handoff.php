@@ -469,102 +469,112 @@ final class Channel
             if ($count !== count($received->descriptors)) {
                 throw new ProtocolException(count($received->descriptors) . " descriptors where $count belong");
             }
+            // All of it is checked before any of it counts.
+            $left = $received->descriptors;
+            $known = $this->lent;
+            $acts = [];
             foreach ($frames as $frame) {
-                $this->readFrame($frame, array_splice($received->descriptors, 0, $frame->descriptors()));
-            }
-            return true;
-        } finally {
-            closeAll($received->descriptors);
-        }
-    }
-
-    /** @param list<Socket|resource> $descriptors its own */
-    private function readFrame(Frame $frame, array $descriptors): void
-    {
-        $kind = $frame->kind;
-        if ($kind !== HANDOFF) {
-            closeAll($descriptors);
-        }
-        try {
-            if (!$this->isGreeted && $kind !== HELLO) {
-                throw new ProtocolException("type $kind before HELLO");
-            }
-            if (in_array($kind, [HELLO, HANDOFF, REVOKE], true) && ($kind === HELLO) !== ($frame->id === 0)) {
-                throw new ProtocolException("type $kind with id $frame->id");
-            }
-            switch ($kind) {
-                case HELLO:
-                    $versions = Frame::readObject($frame->payload)['versions'] ?? null;
-                    if ($this->isGreeted || !is_array($versions) || !in_array(1, $versions, true)) {
-                        throw new ProtocolException($this->isGreeted ? 'a second HELLO' : 'no version in common');
-                    }
-                    $this->isGreeted = true;
-                    break;
-                case HANDOFF:
-                    $owned = $descriptors;
-                    $descriptors = [];
-                    $this->readHandoff($frame, $owned);
-                    break;
-                case REVOKE:
-                    $reason = Frame::readObject($frame->payload)['reason'] ?? '';
-                    $entry = $this->lent[$frame->id] ?? null;
-                    if ($entry !== null) {
-                        $entry->revokedFor = is_string($reason) ? $reason : '';
-                        $this->acceptor->revoked($entry);
-                    }
-                    break;
-                case PING:
-                    $this->send(Frame::encode(PONG, $frame->id, $frame->payload));
-                    break;
-                case PONG:
-                    break;
-                default:
-                    if ($kind >= TAKEN && $kind <= DRAINING || ($frame->flags & FLAG_OPTIONAL) === 0) {
-                        throw new ProtocolException("type $kind");
-                    }
-            }
-        } finally {
-            closeAll($kind === HANDOFF ? $descriptors : []);
-        }
-    }
-
-    /** @param list<Socket|resource> $descriptors */
-    private function readHandoff(Frame $frame, array $descriptors): void
-    {
-        try {
-            [$metadata, $data, $preread] = $frame->readSections(3);
-            $metadata = Frame::readObject($metadata);
-            if (isset($this->lent[$frame->id])) {
-                throw new ProtocolException("id $frame->id twice");
-            }
-            if ($frame->flags & FLAG_DATA && $data !== '' || $frame->flags & FLAG_PREREAD && $preread !== '') {
-                throw new ProtocolException('what is in a memfd is in the packet too');
-            }
-            if (!isStreamSocket($descriptors[0])) {
-                throw new ProtocolException('a client that is no stream socket');
-            }
-            $memfds = array_combine($frame->memfds(), array_slice($descriptors, 1));
-            foreach ($memfds as $memfd) {
-                if (!is_resource($memfd) || (fstat($memfd)['mode'] & 0170000) !== 0100000) {
-                    throw new ProtocolException('something else than a memfd behind the client');
-                }
-            }
-            if (isset($memfds[FLAG_DATA])) {
-                $data = bytesOf($memfds[FLAG_DATA], $this->acceptor->dataBytesMax);
-            }
-            if (isset($memfds[FLAG_PREREAD])) {
-                $preread = bytesOf($memfds[FLAG_PREREAD], PREREAD_BYTES_MAX);
+                $acts[] = $this->check($frame, array_splice($left, 0, $frame->descriptors()), $known);
             }
         } catch (Throwable $error) {
-            closeAll($descriptors);
+            closeAll($received->descriptors);
             throw $error;
         }
-        closeAll([$memfds[FLAG_DATA] ?? null, $memfds[FLAG_PREREAD] ?? null]);
-        $entry = new Entry($this->acceptor, $this, $frame->id);
-        $this->lent[$frame->id] = $entry;
-        $isTooLarge = $data === null || $preread === null || strlen($data) > $this->acceptor->dataBytesMax;
-        $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $memfds[FLAG_BODY] ?? null);
-        $this->acceptor->offer($handoff, $entry, $isTooLarge ? 'unsupported' : null);
+        foreach ($acts as $act) {
+            $act();
+        }
+        return true;
+    }
+
+    /**
+     * What is to be done about a frame, once the whole packet is known to be right.
+     *
+     * @param list<Socket|resource> $descriptors its own
+     * @param array<int, mixed> $known by id, what is in flight
+     */
+    private function check(Frame $frame, array $descriptors, array &$known): Closure
+    {
+        $kind = $frame->kind;
+        if (!$this->isGreeted && $kind !== HELLO) {
+            throw new ProtocolException("type $kind before HELLO");
+        }
+        if (in_array($kind, [HELLO, HANDOFF, REVOKE], true) && ($kind === HELLO) !== ($frame->id === 0)) {
+            throw new ProtocolException("type $kind with id $frame->id");
+        }
+        switch ($kind) {
+            case HELLO:
+                $versions = Frame::readObject($frame->payload)['versions'] ?? null;
+                if ($this->isGreeted || !is_array($versions) || !in_array(1, $versions, true)) {
+                    throw new ProtocolException($this->isGreeted ? 'a second HELLO' : 'no version in common');
+                }
+                $this->isGreeted = true;
+                break;
+            case HANDOFF:
+                return $this->checkHandoff($frame, $descriptors, $known);
+            case REVOKE:
+                $reason = Frame::readObject($frame->payload)['reason'] ?? '';
+                return fn () => $this->revoke($frame->id, is_string($reason) ? $reason : '');
+            case PING:
+                return fn () => $this->send(Frame::encode(PONG, $frame->id, $frame->payload));
+            case PONG:
+                break;
+            default:
+                if ($kind >= TAKEN && $kind <= DRAINING || ($frame->flags & FLAG_OPTIONAL) === 0) {
+                    throw new ProtocolException("type $kind");
+                }
+        }
+        return function (): void {
+        };
+    }
+
+    private function revoke(int $id, string $reason): void
+    {
+        if (isset($this->lent[$id])) {
+            $this->lent[$id]->revokedFor = $reason;
+            $this->acceptor->revoked($this->lent[$id]);
+        }
+    }
+
+    /**
+     * @param list<Socket|resource> $descriptors
+     * @param array<int, mixed> $known
+     */
+    private function checkHandoff(Frame $frame, array $descriptors, array &$known): Closure
+    {
+        [$metadata, $data, $preread] = $frame->readSections(3);
+        $metadata = Frame::readObject($metadata);
+        if (isset($known[$frame->id])) {
+            throw new ProtocolException("id $frame->id twice");
+        }
+        $known[$frame->id] = true;
+        if ($frame->flags & FLAG_DATA && $data !== '' || $frame->flags & FLAG_PREREAD && $preread !== '') {
+            throw new ProtocolException('what is in a memfd is in the packet too');
+        }
+        if (!isStreamSocket($descriptors[0])) {
+            throw new ProtocolException('a client that is no stream socket');
+        }
+        $memfds = array_combine($frame->memfds(), array_slice($descriptors, 1));
+        foreach ($memfds as $memfd) {
+            if (!is_resource($memfd) || (fstat($memfd)['mode'] & 0170000) !== 0100000) {
+                throw new ProtocolException('something else than a memfd behind the client');
+            }
+        }
+        if (isset($memfds[FLAG_DATA])) {
+            $data = bytesOf($memfds[FLAG_DATA], $this->acceptor->dataBytesMax);
+        }
+        if (isset($memfds[FLAG_PREREAD])) {
+            $preread = bytesOf($memfds[FLAG_PREREAD], PREREAD_BYTES_MAX);
+        }
+        return function () use ($frame, $descriptors, $metadata, $data, $preread, $memfds): void {
+            closeAll([$memfds[FLAG_DATA] ?? null, $memfds[FLAG_PREREAD] ?? null]);
+            $entry = new Entry($this->acceptor, $this, $frame->id);
+            $this->lent[$frame->id] = $entry;
+            $body = $memfds[FLAG_BODY] ?? null;
+            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body);
+            $isServed = $data !== null && $preread !== null && strlen($data) <= $this->acceptor->dataBytesMax
+                && $handoff->isFramingKnown();
+            $this->acceptor->offer($handoff, $entry, $isServed ? null : 'unsupported');
+        };
     }
 }
 
@@ -708,6 +718,7 @@ final class Handoff
     private int $process;
     private string $unread;
     private string $framing;
+    private readonly int $length;
     private int $remaining;
     private int $memfdRead = 0;
     private string $chunkState = 'size';
@@ -758,9 +769,9 @@ final class Handoff
         $headBytes = $request['head_bytes'] ?? 0;
         $this->unread = substr($preread, is_int($headBytes) ? max(0, $headBytes) : 0);
         $body = $this->section('body');
-        $this->framing = $memfd !== null ? 'memfd' : self::text($body['framing'] ?? 'none');
-        $remaining = $body['remaining'] ?? 0;
-        $this->remaining = $this->framing === 'length' && is_int($remaining) ? max(0, $remaining) : 0;
+        $this->framing = self::text($body['framing'] ?? 'none');
+        $remaining = $this->framing === 'length' ? $body['remaining'] ?? 0 : 0;
+        $this->length = $this->remaining = is_int($remaining) ? $remaining : -1;
         $this->wantsContinue = in_array($this->framing, ['length', 'chunked'], true)
             && str_contains(strtolower($this->header('expect') ?? ''), '100-continue');
     }
@@ -808,7 +819,8 @@ final class Handoff
         if ($this->isOver || $this->hasFailed) {
             return true;
         }
-        if ($this->client === null || $this->unread !== '') {
+        // Before it is taken, the client may not even be peeked at.
+        if ($this->client === null || $this->unread !== '' || !$this->isTaken) {
             return false;
         }
         if (socket_get_option($this->client, SOL_SOCKET, SO_ERROR) !== 0) {
@@ -889,11 +901,13 @@ final class Handoff
         }
         if (is_resource($this->memfd)) {
             $variables['CONTENT_LENGTH'] = (string) fstat($this->memfd)['size'];
+        } elseif ($this->framing === 'length') {
+            $variables['CONTENT_LENGTH'] = (string) $this->length;
         }
         foreach ($this->headers as [$name, $value]) {
             if ($name === 'content-type' || $name === 'content-length') {
                 $variables += [strtr(strtoupper($name), '-', '_') => $value];
-            } elseif ($name !== 'proxy') { // HTTP_PROXY is what programs ask for their own proxy
+            } elseif ($name !== 'proxy' && !str_contains($name, '_')) { // HTTP_PROXY is what programs ask for their own proxy
                 $variable = 'HTTP_' . strtr(strtoupper($name), '-', '_');
                 $joint = $name === 'cookie' ? '; ' : ', ';
                 $variables[$variable] = isset($variables[$variable]) ? $variables[$variable] . $joint . $value : $value;
@@ -1014,6 +1028,13 @@ final class Handoff
         $entry->revokedFor = $this->entry->revokedFor;
         $this->entry = $entry;
         $this->process = (int) getmypid();
+    }
+
+    /** @internal */
+    public function isFramingKnown(): bool
+    {
+        return in_array($this->framing, ['none', 'length', 'chunked', 'memfd'], true)
+            && ($this->framing === 'memfd') === ($this->memfd !== null) && $this->length >= 0;
     }
 
     /** @internal */
@@ -1168,7 +1189,7 @@ final class Handoff
         while ($this->chunkState !== 'end') {
             if ($this->chunkState === 'size') {
                 $digits = trim(explode(';', $this->line(CHUNK_LINE_BYTES_MAX), 2)[0], " \t");
-                if (!preg_match('/^[0-9a-fA-F]{1,15}$/D', $digits)) {
+                if (!preg_match('/^(?=.{1,16}$)0*[0-9a-fA-F]{1,15}$/D', $digits)) {
                     throw new BodyException("a chunk's size '" . addcslashes(substr($digits, 0, 20), "\0..\37\177..\377") . "'");
                 }
                 $this->remaining = (int) hexdec($digits);
@@ -1315,8 +1336,7 @@ final class Handoff
     private function mayKeepAlive(): bool
     {
         $connection = strtolower($this->header('connection') ?? '');
-        $isOld = ($this->section('request')['version'] ?? '') === '1.0';
-        return !str_contains($connection, 'close') && (!$isOld || str_contains($connection, 'keep-alive'))
+        return !str_contains($connection, 'close') && ($this->section('request')['version'] ?? '') !== '1.0'
             && $this->canReturn() && !$this->wantsContinue
             && ($this->framing === 'chunked' || $this->remaining <= DISCARDED_BYTES_MAX);
     }
