@@ -41,7 +41,7 @@ import time
 import uuid
 from collections import deque
 from typing import (Any, AsyncIterator, Callable, Deque, Dict, Generator, Iterable, Iterator, List, Mapping,
-                    NamedTuple, Optional, Sequence, Tuple, TypeVar, Union)
+                    NamedTuple, Optional, Sequence, Set, Tuple, TypeVar, Union)
 
 __all__ = ["Acceptor", "AsyncHandoff", "BodyError", "ChannelGone", "ClientGone", "Ended", "Handoff", "HandoffError",
            "Revoked", "Timeout"]
@@ -242,17 +242,15 @@ def close_all(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
-def client_of(descriptor: int) -> Optional[socket.socket]:
-    """The client, if it is a stream socket; closed if not."""
+def is_stream_socket(descriptor: int) -> bool:
     try:
-        client = socket.socket(fileno=descriptor)
+        borrowed = socket.socket(fileno=descriptor)
     except OSError:
-        os.close(descriptor)
-        return None
-    if client.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
-        client.close()
-        return None
-    return client
+        return False
+    try:
+        return borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+    finally:
+        borrowed.detach()
 
 
 def bytes_of_memfd(descriptor: int, bytes_max: int) -> Optional[bytes]:
@@ -353,9 +351,9 @@ class Exchange:
         head_bytes = self.request.get("head_bytes")
         self.unread = bytearray(preread[head_bytes if isinstance(head_bytes, int) and head_bytes > 0 else 0:])
         framing = self.section("body")
-        self.framing = "memfd" if body is not None else str(framing.get("framing", "none"))
-        remaining = framing.get("remaining")
-        self.remaining = remaining if self.framing == "length" and isinstance(remaining, int) else 0
+        self.framing = framing.get("framing", "none")
+        self.length = framing.get("remaining", 0) if self.framing == "length" else 0
+        self.remaining = self.length
         self.memfd_read = 0
         self.chunk_state = "size"
         self.wants_continue = ("100-continue" in self.header("expect", "").lower()
@@ -365,6 +363,10 @@ class Exchange:
         self.taken_at, self.bytes_out, self.bytes_before = 0.0, 0, None  # type: float, int, Optional[int]
         self.status: Optional[int] = None
         self.is_whole = self.keeps_alive = self.is_head_only = self.is_released = False
+
+    def is_framing_known(self) -> bool:
+        return (self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.memfd is not None)
+                and isinstance(self.length, int) and self.length >= 0)
 
     def section(self, name: str) -> Dict[str, Any]:
         value = self.metadata.get(name)
@@ -515,7 +517,7 @@ class Exchange:
             if self.chunk_state == "size":
                 line = yield from self.line(CHUNK_LINE_BYTES_MAX)
                 digits = line.split(b";")[0].strip(b" \t")
-                if not 0 < len(digits) <= 15 or digits.strip(b"0123456789abcdefABCDEF"):
+                if not 0 < len(digits) <= 16 or digits.strip(b"0123456789abcdefABCDEF"):
                     raise BodyError(f"a chunk's size {digits[:20]!r}")
                 self.remaining = int(digits, 16)
                 self.chunk_state = "data" if self.remaining else "trailer"
@@ -564,22 +566,16 @@ class Exchange:
             return True
         if self.unread:
             return False
+        client = self.client if self.client is not None else self.output
         poll = select.poll()
-        poll.register(self.client if self.client is not None else self.output, select.POLLIN)
+        poll.register(client, select.POLLIN | select.POLLRDHUP)
         events = poll.poll(0)
         if not events:
             return False
         if events[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             return True
-        if self.client is None:
-            return False
-        try:
-            # An end and bytes look the same to poll; with bytes unread, the client is still talking.
-            return not self.client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        # With bytes unread, the client is still talking. They are counted, not peeked at: it may be the gateway's yet.
+        return bool(events[0][1] & select.POLLRDHUP) and fcntl.ioctl(client, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
 
     def gone(self, seconds: Optional[float]) -> Steps[bool]:
         """Waits until there is nobody to write to any more: the client left, or it was revoked."""
@@ -620,9 +616,8 @@ class Exchange:
 
     def may_keep_alive(self) -> bool:
         connection = self.header("connection", "").lower()
-        is_asked = "close" not in connection and (self.request.get("version") != "1.0" or "keep-alive" in connection)
-        return (is_asked and self.can_return() and not self.wants_continue
-                and (self.framing == "chunked" or self.remaining <= DISCARDED_BYTES_MAX))
+        return ("close" not in connection and self.request.get("version") != "1.0" and self.can_return()
+                and not self.wants_continue and (self.framing == "chunked" or self.remaining <= DISCARDED_BYTES_MAX))
 
     def can_return(self) -> bool:
         return self.channel is not None and not self.channel.has_ended and not self.head_sent and self.client is not None
@@ -788,14 +783,16 @@ class Exchange:
             host = host.rpartition(":")[0] if ":" in host else host
         if host:
             variables["SERVER_NAME"] = host
-        if self.framing == "memfd" and self.memfd is not None:
+        if self.memfd is not None:
             variables["CONTENT_LENGTH"] = str(os.fstat(self.memfd).st_size)
+        elif self.framing == "length":
+            variables["CONTENT_LENGTH"] = str(self.length)
         for name, value in self.headers:
             if name == "content-type":
                 variables.setdefault("CONTENT_TYPE", value)
             elif name == "content-length":
                 variables.setdefault("CONTENT_LENGTH", value)
-            elif name != "proxy":  # HTTP_PROXY is what programs ask for their own proxy
+            elif name != "proxy" and "_" not in name:  # HTTP_PROXY is what programs ask for their own proxy
                 name = "HTTP_" + name.upper().replace("-", "_")
                 joint = "; " if name == "HTTP_COOKIE" else ", "
                 variables[name] = variables[name] + joint + value if name in variables else value
@@ -1124,31 +1121,34 @@ class Channel:
             received = receive(self.connection, PACKET_BYTES_MAX)
         except BlockingIOError:
             return False
-        descriptors = received.descriptors
         try:
             if received.is_truncated:
                 raise ProtocolError("a packet or its descriptors were cut off")
             if not received.bytes:
-                if descriptors:
+                if received.descriptors:
                     raise ProtocolError("descriptors without a frame")
                 self.end()
                 return False
             frames = decode(received.bytes)
             count = sum(frame.descriptors() for frame in frames)
-            if count != len(descriptors):
-                raise ProtocolError(f"{len(descriptors)} descriptors where {count} belong")
-            for frame in frames:
-                self.read_frame(frame, descriptors)
-            return True
-        finally:
-            close_all(descriptors)
+            if count != len(received.descriptors):
+                raise ProtocolError(f"{len(received.descriptors)} descriptors where {count} belong")
+            # All of it is checked before any of it counts.
+            left, known = deque(received.descriptors), set(self.lent)
+            acts = [self.check(frame, [left.popleft() for _ in range(frame.descriptors())], known) for frame in frames]
+        except BaseException:
+            close_all(received.descriptors)
+            raise
+        for act in acts:
+            act()
+        return True
 
-    def read_frame(self, frame: Frame, descriptors: List[int]) -> None:
-        """Takes its own descriptors off the list."""
+    def check(self, frame: Frame, descriptors: List[int], known: Set[int]) -> Callable[[], None]:
+        """What is to be done about a frame, once the whole packet is known to be right."""
         kind = frame.kind
         if not self.is_greeted and kind != HELLO:
             raise ProtocolError(f"type {kind} before HELLO")
-        if (kind in (HANDOFF, REVOKE)) != (frame.id != 0) and kind in (HELLO, HANDOFF, REVOKE):
+        if kind in (HELLO, HANDOFF, REVOKE) and (kind == HELLO) != (frame.id == 0):
             raise ProtocolError(f"type {kind} with id {frame.id}")
         if kind == HELLO:
             versions = decode_object(frame.payload).get("versions")
@@ -1156,47 +1156,49 @@ class Channel:
                 raise ProtocolError("a second HELLO" if self.is_greeted else "no version in common")
             self.is_greeted = True
         elif kind == HANDOFF:
-            own = descriptors[:frame.descriptors()]
-            del descriptors[:len(own)]
-            self.read_handoff(frame, own)
+            return self.check_handoff(frame, descriptors, known)
         elif kind == REVOKE:
             reason = decode_object(frame.payload).get("reason")
-            exchange = self.lent.get(frame.id)
-            if exchange is not None:
-                exchange.revoked_for = reason if isinstance(reason, str) else ""
+            return lambda: self.revoke(frame.id, reason if isinstance(reason, str) else "")
         elif kind == PING:
-            self.send(encode(PONG, frame.id, frame.payload))
+            return lambda: self.send(encode(PONG, frame.id, frame.payload))
         elif TAKEN <= kind <= DRAINING or kind != PONG and not frame.flags & FLAG_OPTIONAL:
             raise ProtocolError(f"type {kind}")
+        return lambda: None
 
-    def read_handoff(self, frame: Frame, descriptors: List[int]) -> None:
-        client: Optional[socket.socket] = None
-        try:
-            metadata, data, preread = decode_sections(frame.payload, 3)
-            described = decode_object(metadata)
-            if frame.id in self.lent:
-                raise ProtocolError(f"id {frame.id} twice")
-            if frame.flags & FLAG_DATA and data or frame.flags & FLAG_PREREAD and preread:
-                raise ProtocolError("what is in a memfd is in the packet too")
-            memfds = iter(descriptors[1:])
-            body, data_memfd, preread_memfd = [next(memfds) if frame.flags & flag else None
-                                               for flag in (FLAG_BODY, FLAG_DATA, FLAG_PREREAD)]
-            if not all(stat.S_ISREG(os.fstat(memfd).st_mode) for memfd in descriptors[1:]):
-                raise ProtocolError("something else than a memfd behind the client")
-            whole_data = data if data_memfd is None else bytes_of_memfd(data_memfd, self.acceptor.data_bytes_max)
-            whole_preread = preread if preread_memfd is None else bytes_of_memfd(preread_memfd, PREREAD_BYTES_MAX)
-            client = client_of(descriptors.pop(0))
-            if client is None:
-                raise ProtocolError("a client that is no stream socket")
-            if body is not None:
-                descriptors.remove(body)
-        finally:
-            close_all(descriptors)
-        is_too_large = whole_data is None or whole_preread is None or len(whole_data) > self.acceptor.data_bytes_max
-        exchange = Exchange(self.acceptor, client, channel=self, number=frame.id, metadata=described, body=body,
-                            data=whole_data or b"", preread=whole_preread or b"")
-        self.lent[frame.id] = exchange
-        self.acceptor.offer(exchange, "unsupported" if is_too_large else None)
+    def revoke(self, handoff_id: int, reason: str) -> None:
+        exchange = self.lent.get(handoff_id)
+        if exchange is not None:
+            exchange.revoked_for = reason
+
+    def check_handoff(self, frame: Frame, descriptors: List[int], known: Set[int]) -> Callable[[], None]:
+        metadata, data, preread = decode_sections(frame.payload, 3)
+        described = decode_object(metadata)
+        if frame.id in known:
+            raise ProtocolError(f"id {frame.id} twice")
+        known.add(frame.id)
+        if frame.flags & FLAG_DATA and data or frame.flags & FLAG_PREREAD and preread:
+            raise ProtocolError("what is in a memfd is in the packet too")
+        if not is_stream_socket(descriptors[0]):
+            raise ProtocolError("a client that is no stream socket")
+        if not all(stat.S_ISREG(os.fstat(memfd).st_mode) for memfd in descriptors[1:]):
+            raise ProtocolError("something else than a memfd behind the client")
+        memfds = iter(descriptors[1:])
+        body, data_memfd, preread_memfd = [next(memfds) if frame.flags & flag else None
+                                           for flag in (FLAG_BODY, FLAG_DATA, FLAG_PREREAD)]
+        whole_data = data if data_memfd is None else bytes_of_memfd(data_memfd, self.acceptor.data_bytes_max)
+        whole_preread = preread if preread_memfd is None else bytes_of_memfd(preread_memfd, PREREAD_BYTES_MAX)
+
+        def act() -> None:
+            close_all(memfd for memfd in (data_memfd, preread_memfd) if memfd is not None)
+            exchange = Exchange(self.acceptor, socket.socket(fileno=descriptors[0]), channel=self, number=frame.id,
+                                metadata=described, body=body, data=whole_data or b"", preread=whole_preread or b"")
+            self.lent[frame.id] = exchange
+            is_served = (whole_data is not None and whole_preread is not None and exchange.is_framing_known()
+                         and len(whole_data) <= self.acceptor.data_bytes_max)
+            self.acceptor.offer(exchange, None if is_served else "unsupported")
+
+        return act
 
 
 class Incoming:
@@ -1234,10 +1236,9 @@ class Incoming:
             raise ProtocolError("no descriptor came with the message")
         if dialect == "fdpass" and self.data != b"\0":
             raise ProtocolError("a message where this dialect has none")
-        client = client_of(self.descriptors.pop())
-        if client is None:
+        if not is_stream_socket(self.descriptors[0]):
             raise ProtocolError("the descriptor is not a stream socket")
-        return client, b"" if dialect != "datagram" and self.data == b"\0" else bytes(self.data)
+        return socket.socket(fileno=self.descriptors.pop()), b"" if dialect != "datagram" and self.data == b"\0" else bytes(self.data)
 
 
 class Acceptor:
