@@ -541,8 +541,8 @@ final class Channel
      */
     private function checkHandoff(Frame $frame, array $descriptors, array &$known): Closure
     {
-        [$metadata, $data, $preread] = $frame->readSections(3);
-        $metadata = Frame::readObject($metadata);
+        [$json, $data, $preread] = $frame->readSections(3);
+        $metadata = Frame::readObject($json);
         if (isset($known[$frame->id])) {
             throw new ProtocolException("id $frame->id twice");
         }
@@ -565,12 +565,12 @@ final class Channel
         if (isset($memfds[FLAG_PREREAD])) {
             $preread = bytesOf($memfds[FLAG_PREREAD], PREREAD_BYTES_MAX);
         }
-        return function () use ($frame, $descriptors, $metadata, $data, $preread, $memfds): void {
+        return function () use ($frame, $descriptors, $json, $metadata, $data, $preread, $memfds): void {
             closeAll([$memfds[FLAG_DATA] ?? null, $memfds[FLAG_PREREAD] ?? null]);
             $entry = new Entry($this->acceptor, $this, $frame->id);
             $this->lent[$frame->id] = $entry;
             $body = $memfds[FLAG_BODY] ?? null;
-            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body);
+            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body, metadataJson: $json);
             $isServed = $data !== null && $preread !== null && strlen($data) <= $this->acceptor->dataBytesMax
                 && $handoff->isFramingKnown();
             $this->acceptor->offer($handoff, $entry, $isServed ? null : 'unsupported');
@@ -742,6 +742,7 @@ final class Handoff
      * @param resource|null $source where a program that was started for one client reads the body
      * @param resource|null $output where it writes its answer
      * @param ?array<string, string> $environment what it was started with
+     * @param string $metadataJson the metadata as it came: PHP's arrays do not know an empty object from an empty list
      */
     public function __construct(
         private Entry $entry,
@@ -753,6 +754,7 @@ final class Handoff
         private mixed $source = null,
         private mixed $output = null,
         private readonly ?array $environment = null,
+        public readonly string $metadataJson = '{}',
     ) {
         $this->process = (int) getmypid();
         $request = $this->section('request');
