@@ -6,8 +6,9 @@ use baton::handoff::native::frame::Frame;
 use baton::handoff::native::header::PACKET_BYTES_MAX;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use crate::client::{Lent, Request, Stray};
 use crate::dialects::check_answer;
-use crate::gateway::{Channel, Lent, Request, Stray};
+use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
 use crate::start::header;
 use crate::support::eventually;

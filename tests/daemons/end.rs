@@ -6,7 +6,8 @@ use baton::handoff::native::frame::Reason;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use crate::gateway::{Channel, Request, Stray};
+use crate::client::{Request, Stray};
+use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
 use crate::start::header;
 use crate::support::eventually;

@@ -110,7 +110,8 @@ class Daemon:
     def __init__(self, path, interval, in_flight_max):
         self.path, self.interval, self.in_flight_max = path, interval, in_flight_max
         self.lock = threading.Condition()
-        self.in_flight, self.stopped, self.channels = 0, False, []
+        # Those of whom nothing final was said, and those who are being served: DONE is sent in between.
+        self.in_flight, self.served, self.stopped, self.channels = 0, 0, False, []
         self.uids = self.allowed()
 
     @staticmethod
@@ -169,7 +170,7 @@ class Daemon:
         if fault("cuts-at-the-end"):
             os._exit(0)
         with self.lock:
-            self.lock.wait_for(lambda: self.in_flight == 0, timeout=30)
+            self.lock.wait_for(lambda: self.served == 0, timeout=30)
         if not fault("leaves-its-file"):
             here = os.stat(self.path)
             is_own = (here.st_dev, here.st_ino) == (self.file.st_dev, self.file.st_ino)
@@ -369,9 +370,10 @@ class Channel:
                 full = len(self.handoffs) >= self.daemon.in_flight_max
             if full and not fault("no-credits"):
                 return handoff.refuse("overloaded")
-            if handoff.framing not in ("none", "length", "chunked", "memfd") and not fault("any-framing"):
+            if not handoff.is_readable() and not fault("any-framing"):
                 return handoff.refuse("unsupported")
             self.daemon.in_flight += 1
+            self.daemon.served += 1
         self.handoffs[id] = handoff
         threading.Thread(target=handoff.run, daemon=True).start()
 
@@ -391,10 +393,21 @@ class Handoff:
         self.revoked, self.bytes_out, self.taken_at, self.is_read = threading.Event(), 0, None, False
         self.continues = True
 
-    def ended(self):
+    def is_readable(self):
+        return self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.body is not None)
+
+    def makes_room(self):
+        """Before the last word on it is sent: the next client can be here at once."""
         with self.channel.daemon.lock:
-            self.channel.handoffs.pop(self.id, None)
-            self.channel.daemon.in_flight -= 1
+            if self.channel.handoffs.pop(self.id, None) is self:
+                self.channel.daemon.in_flight -= 1
+                self.channel.daemon.lock.notify_all()
+
+    def ended(self):
+        if not fault("keeps-credits"):
+            self.makes_room()
+        with self.channel.daemon.lock:
+            self.channel.daemon.served -= 1
             self.channel.daemon.lock.notify_all()
 
     # --- what is said of it ---
@@ -412,6 +425,8 @@ class Handoff:
             KEPT.append(self.client)
         else:
             self.client.close()
+        if not fault("keeps-credits"):
+            self.makes_room()
         if not fault("refuses-in-silence"):
             self.channel.say(frame(REFUSED, as_json(refusal), self.id))
 
@@ -446,6 +461,8 @@ class Handoff:
         self.client.close()
         if fault("done-in-silence") or fault("done-first"):
             return
+        if not fault("keeps-credits"):
+            self.makes_room()
         packet = frame(DONE, self.report(status, result, message), self.id)
         self.channel.say(self.late + packet if fault("takes-late") else packet)
         if fault("done-twice"):
@@ -479,8 +496,9 @@ class Handoff:
                 return self.done(status, "client-gone")
         unread = b"" if fault("forgets-preread") else self.preread
         if fault("reads-ahead") or fault("eats-the-next"):
+            self.client.settimeout(0)
             try:
-                ahead = self.client.recv(1 << 12, socket.MSG_DONTWAIT)
+                ahead = self.client.recv(1 << 12)
             except OSError:
                 ahead = b""
             unread += ahead if fault("reads-ahead") else b""
@@ -490,6 +508,8 @@ class Handoff:
         client = self.client
         if fault("another-socket"):
             client = socket.socketpair()[0]
+        if not fault("keeps-credits"):
+            self.makes_room()
         said = self.channel.say(frame(RETURN, payload, self.id), [client.fileno()])
         if not said:
             self.close_gracefully()
@@ -673,6 +693,7 @@ class Handoff:
             if fault("drops-in-silence"):
                 return self.client.close()
             self.client.close()
+            self.makes_room()
             self.channel.say(frame(DONE, self.report(None, "error", "not finished"), self.id))
         elif path == "/hold":
             self.start(text)
@@ -685,8 +706,9 @@ class Handoff:
             self.stream()
 
     def client_gone(self):
+        self.client.settimeout(0)  # with another, Python waits for something to read
         try:
-            return not self.client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.client.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -715,7 +737,7 @@ class Handoff:
             "SERVER_NAME": authority.rsplit(":", 1)[0] if authority else server.get("ip"),
             "SERVER_PORT": server.get("port"), "HTTPS": "on" if request.get("scheme") == "https" else None,
             "HANDOFF_DATA": self.data.decode(errors="replace") if b"\0" not in self.data else None,
-            "HANDOFF_ID": self.metadata.get("id"), "HANDOFF_ROLE": self.metadata.get("metadata", {}).get("role", ""),
+            "HANDOFF_ID": self.metadata.get("id"), "HANDOFF_ROLE": self.metadata.get("metadata", {}).get("role", "responder"),
             "HANDOFF_HEAD_SENT": "1" if self.head_sent else None,
         }
         if self.framing == "length":

@@ -22,7 +22,7 @@ pub struct Language {
 
 const ALL_KINDS: &[&str] = &["seqpacket", "stream", "fdpass", "datagram"];
 
-pub const C: Language = Language { name: "c", command: c, kinds: &["seqpacket", "stream"] };
+pub const C: Language = Language { name: "c", command: c, kinds: ALL_KINDS };
 pub const PYTHON: Language = Language { name: "python", command: python, kinds: ALL_KINDS };
 pub const RUST: Language = Language { name: "rust", command: rust, kinds: ALL_KINDS };
 

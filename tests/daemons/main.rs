@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "nothing of a program can be reached")]
 
 mod broken;
+mod client;
 mod dialects;
 mod end;
 mod faults;
@@ -48,7 +49,7 @@ const NATIVE: &[Check] = checks! {
         gets_the_metadata_as_it_is, makes_an_environment, makes_an_environment_of_what_is_known_only,
         reads_a_body_of_known_length, reads_a_chunked_body, reads_preread_bytes_before_the_socket,
         reads_a_body_in_a_memfd, tells_memfds_apart, closes_memfds, takes_no_cut_body_for_a_whole_one,
-        refuses_a_framing_that_it_does_not_know, reads_packets_of_several_frames;
+        takes_no_framing_that_it_does_not_know, reads_packets_of_several_frames;
     broken: ends_a_channel_with_a_wrong_header, ends_a_channel_with_a_type_that_it_does_not_know,
         ignores_a_type_that_it_need_not_know, ends_a_channel_whose_gateway_speaks_as_a_daemon,
         ends_a_channel_with_a_wrong_id, ends_a_channel_with_a_wrong_payload,

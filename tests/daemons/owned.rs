@@ -5,15 +5,17 @@ use std::net::Shutdown;
 use baton::handoff::native::frame::Frame;
 use serde_json::json;
 
+use crate::client::Request;
 use crate::dialects::check_answer;
-use crate::gateway::{Channel, Request};
+use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
 use crate::support::eventually;
 
 /// Nobody hears TAKEN, so it cannot be sent: whatever the path, the client is left as it was.
 pub fn touches_no_client_before_taken_was_sent(language: Language) {
     let daemon = Daemon::native(language);
-    for (target, body) in [("/", ""), ("/hello", ""), ("/return", ""), ("/echo", "body"), ("/hold", ""), ("/fail", "")] {
+    for (target, body) in [("/", ""), ("/hello", ""), ("/return", ""), ("/echo", "body"), ("/hold", ""), ("/fail", "")]
+    {
         let mut channel = Channel::open(&daemon);
         channel.deafen();
         let mut lent = channel.prepare();
@@ -52,7 +54,7 @@ pub fn refuses_with_a_reason(language: Language) {
     let daemon = Daemon::native(language);
     let mut channel = Channel::open(&daemon);
     for reason in ["overloaded", "draining", "unsupported", "denied"] {
-        for retry_after in [None, Some(0), Some(3600)] {
+        for retry_after in [None, Some(1), Some(3600)] {
             let more = retry_after.map(|seconds| format!("&retry_after={seconds}")).unwrap_or_default();
             let request = Request::post(&format!("/refuse?reason={reason}{more}"), 4);
             let mut lent = channel.prepare();
@@ -238,9 +240,12 @@ pub fn gives_back_preread_bytes_that_it_did_not_use(language: Language) {
     let daemon = Daemon::native(language);
     let mut channel = Channel::open(&daemon);
     let head = "POST /echo HTTP/1.1\r\nHost: a\r\n\r\n";
-    for (head, body, behind, socket) in
-        [("", "hello", "GET /n", "ext"), (head, "hello", "GET /n", "ext"), (head, "", "", "GET /n"), (head, "hello", "", "")]
-    {
+    for (head, body, behind, socket) in [
+        ("", "hello", "GET /n", "ext"),
+        (head, "hello", "GET /n", "ext"),
+        (head, "", "", "GET /n"),
+        (head, "hello", "", ""),
+    ] {
         let mut request = Request::post("/echo", body.len());
         request.metadata["request"]["head_bytes"] = head.len().into();
         request.preread = format!("{head}{body}{behind}").into_bytes();
@@ -364,7 +369,11 @@ pub fn notices_a_client_that_leaves(language: Language) {
         channel.taken(&mut held);
         let begin = held.far.until("held\n");
         let far = held.leave();
-        if by_reset { far.reset() } else { drop(far) }
+        if by_reset {
+            far.reset()
+        } else {
+            drop(far)
+        }
         let report = channel.done(&held);
         assert_eq!((report.result.word(), report.status), ("client-gone", Some(200)));
         assert_eq!(report.bytes_out, begin.len() as u64);
@@ -374,7 +383,11 @@ pub fn notices_a_client_that_leaves(language: Language) {
         channel.taken(&mut large);
         large.far.until("aaaa");
         let far = large.leave();
-        if by_reset { far.reset() } else { drop(far) }
+        if by_reset {
+            far.reset()
+        } else {
+            drop(far)
+        }
         assert_eq!(channel.done(&large).result.word(), "client-gone");
     }
     let mut stream = channel.hand(&Request::get("/"));

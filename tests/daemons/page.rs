@@ -98,7 +98,8 @@ pub fn the_limits_are_the_codes() {
     ] {
         assert!(PAGE.contains(&text), "the page does not say {text:?}");
     }
-    let types = ["HELLO", "HANDOFF", "TAKEN", "REFUSED", "DONE", "RETURN", "LOAD", "DRAINING", "REVOKE", "PING", "PONG"];
+    let types =
+        ["HELLO", "HANDOFF", "TAKEN", "REFUSED", "DONE", "RETURN", "LOAD", "DRAINING", "REVOKE", "PING", "PONG"];
     for (number, name) in (1..).zip(types) {
         assert!(PAGE.contains(&format!("\n| {number} | [{name}](#")), "the page has no row {number} {name}");
     }

@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use baton::handoff::native::frame::{Frame, Reason};
 
-use crate::gateway::{Channel, Lent, Request, receive_on, send_on};
+use crate::client::{Lent, Request};
+use crate::gateway::{Channel, receive_on, send_on};
 use crate::language::{Daemon, Language};
 use crate::support::eventually;
 

@@ -9,7 +9,8 @@ use baton::handoff::native::frame::{Frame, Reason};
 use baton::handoff::native::header::PACKET_BYTES_MAX;
 use serde_json::{Value, json};
 
-use crate::gateway::{Channel, Lent, Request, memfd};
+use crate::client::{Lent, Request, memfd};
+use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
 use crate::support::eventually;
 
@@ -52,11 +53,11 @@ pub fn takes_no_more_data_than_it_said(language: Language) {
     let mut request = Request::get("/data");
     request.memfds[1] = Some(memfd(&vec![b'd'; usize::try_from(max).unwrap() + 1]));
     let lent = channel.hand(&request);
-    match channel.refused_or_ended(&lent) {
-        Some(refusal) => assert_eq!(refusal.reason, Reason::Unsupported),
-        None => Channel::open(&daemon).is_alive(),
+    if let Some(refusal) = channel.refused_or_ended(&lent) {
+        assert_eq!(refusal.reason, Reason::Unsupported);
     }
     lent.is_untouched(&daemon, b"");
+    Channel::open(&daemon).is_alive();
 }
 
 /// What was told is what is known: values that are no text, members that nobody knows.
@@ -64,7 +65,8 @@ pub fn gets_the_metadata_as_it_is(language: Language) {
     let daemon = Daemon::native(language);
     let mut channel = Channel::open(&daemon);
     let mut request = Request::get("/meta?a=%20b&c");
-    request = request.header("x-raw", json!({"base64": "/w=="})).header("x", "1").header("x", "J\u{f6}rg \u{1f600}\\\"");
+    request =
+        request.header("x-raw", json!({"base64": "/w=="})).header("x", "1").header("x", "J\u{f6}rg \u{1f600}\\\"");
     let more = json!({
         "id": "01JD8Y6QZ0V6T3H7N2K4M5R8WX", "policy": {"name": "auth", "generation": 7},
         "tls": {"version": "1.3", "sni": "example.org", "client_verified": false},
@@ -130,7 +132,7 @@ pub fn makes_an_environment_of_what_is_known_only(language: Language) {
         assert_eq!(known.get(name), None, "{name}");
     }
     assert_eq!(known.get("QUERY_STRING").map(String::as_str), Some(""));
-    assert_eq!(known.get("HANDOFF_ROLE").map(String::as_str), Some(""));
+    assert_eq!(known.get("HANDOFF_ROLE").map(String::as_str), Some("responder"));
     assert_eq!(known.get("HTTP_X_RAW").map(String::as_str), Some("\u{fffd}"));
     let variables = variables(&channel.answered(&Request::memfd("/env", b"seven77")).0.body);
     assert_eq!(variables.get("CONTENT_LENGTH").map(String::as_str), Some("7"));
@@ -195,7 +197,11 @@ pub fn reads_preread_bytes_before_the_socket(language: Language) {
             let mut request = Request::post("/echo", 5);
             let preread = [head, &b"hello"[..at]].concat();
             request.metadata["request"]["head_bytes"] = head.len().into();
-            if is_memfd { request.memfds[2] = Some(memfd(&preread)) } else { request.preread = preread }
+            if is_memfd {
+                request.memfds[2] = Some(memfd(&preread))
+            } else {
+                request.preread = preread
+            }
             echo(&mut channel, &request, &[&b"hello"[at..]], b"hello");
         }
     }
@@ -280,14 +286,24 @@ pub fn takes_no_cut_body_for_a_whole_one(language: Language) {
     channel.is_alive();
 }
 
-pub fn refuses_a_framing_that_it_does_not_know(language: Language) {
+/// What cannot be read is not taken.
+pub fn takes_no_framing_that_it_does_not_know(language: Language) {
     let daemon = Daemon::native(language);
-    let mut channel = Channel::open(&daemon);
-    let mut request = Request::get("/echo");
-    request.metadata["body"] = json!({"framing": "carrier-pigeon"});
-    let lent = channel.hand(&request);
-    assert_eq!(channel.refused(&lent).reason, Reason::Unsupported);
-    lent.is_untouched(&daemon, b"");
+    let strange = |framing: &str| {
+        let mut request = Request::get("/echo");
+        request.metadata["body"] = json!({"framing": framing, "remaining": 0});
+        request
+    };
+    let mut unasked = Request::post("/echo", 4);
+    unasked.memfds[0] = Some(memfd(b"body"));
+    for request in [strange("carrier-pigeon"), strange("Chunked"), strange("memfd"), unasked] {
+        let mut channel = Channel::open(&daemon);
+        let lent = channel.hand(&request);
+        if let Some(refusal) = channel.refused_or_ended(&lent) {
+            assert_eq!(refusal.reason, Reason::Unsupported);
+        }
+        lent.is_untouched(&daemon, b"");
+    }
 }
 
 /// Several clients and a question in one packet, each with its own descriptors.
