@@ -9,25 +9,23 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon-python"))
-from handoff import Acceptor, ClientGone  # noqa: E402
+from handoff import Acceptor, Ended, HandoffError  # noqa: E402
 
 from model import Model, ModelError  # noqa: E402
 
 MESSAGES_MAX = 200
 ROLES = ("user", "assistant")
 OVERLOADED_RETRY_SECONDS = 3
-DRAINING_RETRY_SECONDS = 1
+REFUSALS_MAX = 16  # under way at a time, beside the clients that are served
 WRITE_SECONDS = 30  # of a client that does not read
-LOOK_SECONDS = 0.1  # how often a client is looked at that nothing is written to
 STREAM_FIELDS = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 JSON_FIELDS = [("Content-Type", "application/json"), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
@@ -57,166 +55,147 @@ def conversation(data):
     return user, messages
 
 
-class Client:
-    """One handed-over client, from a coroutine: what may wait for its socket does so on a thread."""
+class Left(Exception):
+    """Nobody listens any more."""
 
-    def __init__(self, handoff, threads):
-        self.handoff, self.threads = handoff, threads
 
-    async def call(self, method, *arguments, **named):
-        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: method(*arguments, **named))
+class Answer:
+    """One client and how far its answer has come."""
+
+    def __init__(self, handoff):
+        self.handoff, self.head_sent, self.pieces, self.began = handoff, False, 0, time.monotonic()
 
     async def event(self, value, name=None):
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         lines = f"event: {name}\n" if name else ""
-        await self.call(self.handoff.write, f"{lines}data: {text}\n\n".encode())
+        await self.handoff.write(f"{lines}data: {text}\n\n".encode())
+
+    async def piece(self, piece):
+        """The head is written with the first one: what fails before has a status of its own."""
+        if not self.head_sent:
+            self.head_sent = True
+            await self.handoff.start(200, STREAM_FIELDS)
+        if piece.text:
+            self.pieces += 1
+            await self.event({"text": piece.text})
+        if piece.finish_reason:
+            await self.event({"finish_reason": piece.finish_reason}, "done")
 
     async def fail(self, status, error, message, retry_after=None):
-        """A whole answer, after which the client goes back to the gateway where it can."""
-        body = {"error": error, "message": message}
-        fields = list(JSON_FIELDS)
-        if retry_after is not None:
-            body["retry_after"] = retry_after
-            fields.append(("Retry-After", str(retry_after)))
-        await self.call(self.handoff.respond, status, fields, json.dumps(body).encode() + b"\n", keep_alive=True)
-        await self.call(self.handoff.give_back, status)
+        """Says what went wrong, as a response of its own or as the stream's last event. The client goes back to the gateway
+        for its next request where that can be."""
+        body = {"status": status, "error": error, "message": message}
+        if self.head_sent:
+            await self.event(body, "error")
+            return await self.handoff.finish(200, "ok", error)
+        fields = [*JSON_FIELDS, *([("Retry-After", str(retry_after))] if retry_after is not None else [])]
+        await self.handoff.respond(status, fields, json.dumps(body).encode() + b"\n", keep_alive=True)
+        await self.handoff.give_back(status)
 
-    async def has_left(self):
-        """Returns when the client has gone, or is to be let go."""
-        while not (self.handoff.client_gone() or self.handoff.revoked()):
-            await asyncio.sleep(LOOK_SECONDS)
+    async def end(self, result, message=None):
+        """Whatever was written is all there is."""
+        with contextlib.suppress(HandoffError):
+            await self.handoff.finish(200 if self.head_sent else None, result, message)
 
 
 class Chat:
-    """The daemon: clients in progress, and how many there may be."""
+    """The daemon: answers under way, and how many there may be."""
 
     def __init__(self, acceptor, model, options):
         self.acceptor, self.model, self.options = acceptor, model, options
-        # Each client needs one thread at a time; refusals need a few more.
-        self.threads = ThreadPoolExecutor(options.clients_max + 4)
         self.active, self.refusals = set(), set()
 
     async def run(self):
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
-
-        def accept():
-            while (handoff := self.acceptor.accept()) is not None:
-                loop.call_soon_threadsafe(self.begin, handoff)
-            loop.call_soon_threadsafe(over.set)
-
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.acceptor.stop)
-        threading.Thread(target=accept, name="accept").start()
-        await over.wait()
-        say(f"draining, {len(self.active)} under way")
+            loop.add_signal_handler(number, self.stop)
+        async for handoff in self.acceptor:
+            self.begin(handoff)
         if self.active:
             _, late = await asyncio.wait(self.active, timeout=self.options.drain_timeout)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(*self.refusals, return_exceptions=True)
-        await loop.run_in_executor(self.threads, self.acceptor.drain, 1)
-        self.acceptor.close()
+        await asyncio.gather(*self.active, *self.refusals, return_exceptions=True)
         say("drained")
 
+    def stop(self):
+        say(f"draining, {len(self.active)} under way")
+        self.acceptor.stop()
+
     def begin(self, handoff):
-        """Takes the client, or says that there are too many."""
         is_full = len(self.active) >= self.options.clients_max
         tasks, what = (self.refusals, self.refuse) if is_full else (self.active, self.serve)
-        task = asyncio.ensure_future(what(Client(handoff, self.threads)))
+        task = asyncio.ensure_future(what(handoff))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def refuse(self, client):
-        """One too many: the native dialect asks another daemon, and otherwise the gateway answers; the others, we do."""
-        say("refused, too many clients")
-        with contextlib.suppress(OSError):
+    async def refuse(self, handoff):
+        """One too many: in the native dialect the gateway looks for another daemon, or answers; in the others, we do."""
+        say(f"{handoff.id}: refused, {self.options.clients_max} answers are under way")
+        with contextlib.suppress(HandoffError):
             if self.options.dialect == "baton":
-                await client.call(client.handoff.refuse, "overloaded", OVERLOADED_RETRY_SECONDS, "too many conversations")
+                await handoff.refuse("overloaded", OVERLOADED_RETRY_SECONDS, "too many answers under way")
             else:
-                await client.fail(503, "overloaded", "Too many people are chatting.", OVERLOADED_RETRY_SECONDS)
+                await Answer(handoff).fail(503, "overloaded", "Too many people are asking.", OVERLOADED_RETRY_SECONDS)
 
-    async def serve(self, client):
+    async def serve(self, handoff):
         """One client from beginning to end."""
-        began, handoff, told = time.monotonic(), client.handoff, "?"
-        progress = Progress()
+        answer, user = Answer(handoff), "?"
         try:
-            handoff.take()
-            told, messages = conversation(handoff.data)
-            outcome = await self.until_left(client, self.answer(client, messages, progress))
+            await handoff.take()
+            user, messages = conversation(handoff.data)
+            await self.until_left(answer, self.stream(answer, messages))
+            await handoff.finish(200)
+            outcome = "ok"
         except BadData as error:
-            outcome = f"400 {error}"
-            await said(client.fail(400, "bad-data", str(error)))
+            outcome = await self.failed(answer, 400, "bad-data", str(error), str(error))
         except ModelError as error:
-            outcome = f"{error.status} {error.error}: {error}"
-            if progress.head_sent:
-                last = {"status": error.status, "error": error.error, "message": error.message}
-                await said(client.event(last, "error"))
-                await said(client.call(handoff.finish, 200, "error", error.error))
-            else:
-                await said(client.fail(error.status, error.error, error.message, error.retry_after))
-        except ClientGone:
-            outcome = "client-gone"
-            await said(client.call(handoff.finish, progress.status, outcome))
-        except OSError as error:  # it does not read, or the gateway is gone and the client was never ours
-            outcome = f"error: {error}"
-            await said(client.call(handoff.finish, progress.status, "error", str(error)))
+            outcome = await self.failed(answer, error.status, error.error, str(error), error.message, error.retry_after)
+        except Left:
+            outcome = "revoked" if handoff.revoked() else "client-gone"
+            await answer.end(outcome)
+        except Ended as error:
+            outcome = f"{error.result}: {error}"
+            await answer.end(error.result, str(error))
         except asyncio.CancelledError:
-            outcome = "cut, the drain took too long"
-            await said(client.call(handoff.finish, progress.status, "error", outcome))
+            outcome = "cut: the drain took too long"
+            await answer.end("error", outcome)
         except Exception as error:  # a fault of ours ends one client, not the daemon
             outcome = f"fault: {error!r}"
-            await said(client.call(handoff.finish, progress.status, "error", "a fault of the daemon"))
-        say(f"{handoff.id} {told}: {outcome}, {progress.pieces} pieces, {time.monotonic() - began:.1f} s")
+            logging.exception("fault")
+            await answer.end("error", "a fault of the daemon")
+        say(f"{handoff.id} {user}: {outcome}, {answer.pieces} pieces, {time.monotonic() - answer.began:.1f} s")
 
-    async def until_left(self, client, answer):
-        """The answer; it is cancelled, and with it the question to the model, as soon as nobody listens any more."""
-        answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(client.has_left())
+    async def failed(self, answer, status, error, detail, message, retry_after=None):
         try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            raise ClientGone
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await answer.fail(status, error, message, retry_after)
+        except Ended as ended:
+            await answer.end(ended.result, str(ended))
+        return f"{status} {error}: {detail}"
 
-    async def answer(self, client, messages, progress):
-        """The model's answer to the client. Its head is written with the first word: what fails before has a status of its own."""
+    async def until_left(self, answer, streaming):
+        """Streams; that is cancelled, and with it the question to the model, as soon as nobody listens any more."""
+        tasks = [asyncio.ensure_future(streaming), asyncio.ensure_future(answer.handoff.gone())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise Left
+            tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stream(self, answer, messages):
+        """The model's answer to the client."""
         if self.options.prompt:
             messages = [{"role": "system", "content": self.options.prompt}, *messages]
         try:
-            async with asyncio.timeout(self.options.answer_timeout), contextlib.aclosing(self.model.answer(messages)) as answer:
-                async for piece in answer:
-                    if not progress.head_sent:
-                        await client.call(client.handoff.start, 200, STREAM_FIELDS)
-                        progress.head_sent = True
-                    if piece.text:
-                        progress.pieces += 1
-                        await client.event({"text": piece.text})
-                    if piece.finish_reason:
-                        await client.event({"finish_reason": piece.finish_reason}, "done")
+            async with asyncio.timeout(self.options.answer_timeout), contextlib.aclosing(self.model.answer(messages)) as pieces:
+                async for piece in pieces:
+                    await answer.piece(piece)
         except TimeoutError:
             raise ModelError(504, "too-long", "The answer took too long.") from None
-        await client.call(client.handoff.finish, 200)
-        return "ok"
-
-
-class Progress:
-    """How far an answer has come."""
-
-    head_sent, pieces = False, 0
-
-    @property
-    def status(self):
-        return 200 if self.head_sent else None
-
-
-async def said(words):
-    """Last words, which nobody may be there to hear."""
-    with contextlib.suppress(OSError):
-        await words
 
 
 def say(what):
@@ -238,10 +217,12 @@ def main():
                       os.environ.get("OPENAI_MODEL", "gpt-4o-mini"), options.silence)
     except ValueError as error:
         parser.error(str(error))
-    acceptor = Acceptor(options.socket, options.dialect, in_flight_max=options.clients_max, write_timeout=WRITE_SECONDS,
-                        name="llm-chat")
-    print("ready", options.socket, flush=True)
-    asyncio.run(Chat(acceptor, model, options).run())
+    logging.basicConfig(format="%(message)s")
+    in_flight_max = options.clients_max + (0 if options.dialect == "baton" else REFUSALS_MAX)
+    with Acceptor(options.socket, options.dialect, in_flight_max=in_flight_max, write_timeout=WRITE_SECONDS,
+                  name="llm-chat") as acceptor:
+        print("ready", options.socket, flush=True)
+        asyncio.run(Chat(acceptor, model, options).run())
 
 
 if __name__ == "__main__":
