@@ -90,7 +90,7 @@ impl Chat {
     /// The first line of that part with these words.
     #[track_caller]
     fn says(&self, part: &str, words: &[&str]) -> String {
-        self.said.wait(0, &[&[&format!("{part} | ")], words].concat())
+        self.said.wait(0, &[&[&*format!("{part} | ")], words].concat())
     }
 
     /// Lines of that part with these words.
@@ -356,9 +356,6 @@ fn each_failure_has_its_status() {
     let visitor = chat.log_in();
     // One too many.
     let mut both = [visitor.asks("/hang"), visitor.asks("/hang")];
-    eventually("both are asked", || {
-        (chat.count("daemon", "|") > 0 && chat.count("model", "question") == 0).then_some(())
-    });
     for client in &both {
         let inode = inode_of(client);
         eventually("the daemon has it", || holds(chat.pid("daemon"), inode).then_some(()));
@@ -370,6 +367,8 @@ fn each_failure_has_its_status() {
     for client in &mut both {
         expect(client, 504, "model-silent", None);
     }
+    drop(both);
+    eventually("there is room again", || (chat.count("daemon", "model-silent") == 2).then_some(()));
     for (question, status, error, retry_after) in [
         ("/error 500", 502, "model-failed", None),
         ("/error 401", 502, "model-failed", None),

@@ -116,6 +116,7 @@ class Chat:
             for task in late:
                 task.cancel()
         await asyncio.gather(*self.active, *self.refusals, return_exceptions=True)
+        await asyncio.to_thread(self.acceptor.drain, 1)  # the last words to the gateway
         say("drained")
 
     def stop(self):
@@ -199,7 +200,8 @@ class Chat:
 
 
 def say(what):
-    print(what, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody may listen any more
+        print(what, file=sys.stderr, flush=True)
 
 
 def main():

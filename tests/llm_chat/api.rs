@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use super::{Chat, events, eventually, expect};
 
+/// An answer's bytes.
+type Pieces = Vec<Vec<u8>>;
+
 /// A server that answers one request for each of its answers; what it was asked is kept.
 struct Api {
     url: String,
@@ -17,7 +20,7 @@ struct Api {
 
 impl Api {
     /// Each answer is sent in pieces, one `write` each.
-    fn start(answers: Vec<Vec<String>>) -> Self {
+    fn start(answers: Vec<Pieces>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}/some/v1/", listener.local_addr().expect("bound"));
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -40,7 +43,7 @@ impl Api {
                 stream.set_nodelay(true).expect("a socket");
                 for piece in answer {
                     // It may have heard enough.
-                    drop(stream.write_all(piece.as_bytes()));
+                    drop(stream.write_all(&piece));
                 }
                 drop(stream.shutdown(Shutdown::Write));
                 drop(stream.read_to_end(&mut Vec::new()));
@@ -54,46 +57,46 @@ fn event(text: &str) -> String {
     format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
 }
 
+fn pieces(texts: &[&str]) -> Pieces {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
 const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
 
 #[test]
 fn any_api_that_speaks_like_openais_is_asked_as_it_wants() {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n";
     let words = format!("{}{}: a comment\n\n{STOP}", event("one"), event(" twö"));
+    // Chunks end anywhere, in a letter too.
     let chunked = |size: usize| {
-        let bytes = words.as_bytes();
-        // Chunks that end anywhere, in a letter too: their framing is ASCII, so what is no text is sent as its bytes.
-        let whole: Vec<u8> = bytes
-            .chunks(size)
-            .flat_map(|part| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat())
-            .collect();
-        whole
+        let chunk = |part: &[u8]| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat();
+        let chunks = words.as_bytes().chunks(size).map(chunk).chain([b"0\r\n\r\n".to_vec()]);
+        std::iter::once(format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes()).chain(chunks).collect()
     };
-    let chunked = |size| String::from_utf8(chunked(size));
-    let sizes: Vec<_> = (1..80).filter_map(|size| chunked(size).ok()).take(3).collect();
-    let mut answers: Vec<Vec<String>> = vec![
+    let announced = format!("HTTP/1.1 103 Early Hints\r\n\r\n{head}Content-Length: {}\r\n\r\n", words.len());
+    let mut answers: Vec<Pieces> = vec![
         // The connection's end is the answer's.
-        vec![format!("{head}Connection: close\r\n\r\n"), words.clone()],
-        vec![format!("HTTP/1.1 103 Early Hints\r\n\r\n{head}Content-Length: {}\r\n\r\n", words.len()), words.clone()],
-        // Byte by byte, as far as it is text.
-        std::iter::once(format!("{head}\r\n"))
-            .chain(words.split_inclusive(|_: char| true).map(str::to_owned))
-            .collect(),
+        pieces(&[&format!("{head}Connection: close\r\n\r\n"), &words]),
+        pieces(&[&announced, &words]),
+        format!("{head}\r\n{words}").bytes().map(|byte| vec![byte]).collect(),
         // Line ends as some write them, and without a space behind the colon.
-        vec![format!("{head}\r\n"), words.replace('\n', "\r\n").replace("data: ", "data:")],
+        pieces(&[&format!("{head}\r\n"), &words.replace('\n', "\r\n").replace("data: ", "data:")]),
+        chunked(1),
+        chunked(7),
+        chunked(10_000),
     ];
-    answers.extend(sizes.iter().map(|body| vec![format!("{head}Transfer-Encoding: chunked\r\n\r\n{body}0\r\n\r\n")]));
     let good = answers.len();
-    let status = |status: &str, more: &str| vec![format!("HTTP/1.1 {status}\r\n{more}Content-Length: 0\r\n\r\n")];
-    let bad: Vec<(Vec<String>, u16, &str, Option<&str>)> = vec![
-        (vec!["no HTTP at all\r\n\r\n".to_owned()], 502, "model-failed", None),
-        (vec![String::new()], 502, "model-failed", None),
-        (vec![format!("{head}\r\n")], 502, "model-failed", None),
-        (vec![format!("{head}\r\ndata: [1]\n\n")], 502, "model-failed", None),
-        (vec![format!("{head}\r\ndata: {{\n\n")], 502, "model-failed", None),
-        (vec![format!("{head}\r\ndata: {{\"error\":{{\"message\":\"secret\"}}}}\n\n")], 502, "model-failed", None),
-        (vec![format!("{head}Transfer-Encoding: chunked\r\n\r\nxyz\r\n")], 502, "model-failed", None),
-        (vec![format!("{head}X: {}\r\n\r\n", "x".repeat(70_000))], 502, "model-failed", None),
+    let status = |status: &str, more: &str| pieces(&[&format!("HTTP/1.1 {status}\r\n{more}Content-Length: 0\r\n\r\n")]);
+    let streams = |body: &str| pieces(&[&format!("{head}\r\n{body}")]);
+    let bad: Vec<(Pieces, u16, &str, Option<&str>)> = vec![
+        (pieces(&["no HTTP at all\r\n\r\n"]), 502, "model-failed", None),
+        (pieces(&[""]), 502, "model-failed", None),
+        (streams(""), 502, "model-failed", None),
+        (streams("data: [1]\n\n"), 502, "model-failed", None),
+        (streams("data: {\n\n"), 502, "model-failed", None),
+        (streams("data: {\"error\":{\"message\":\"what\"}}\n\n"), 502, "model-failed", None),
+        (pieces(&[head, "Transfer-Encoding: chunked\r\n\r\nxyz\r\n"]), 502, "model-failed", None),
+        (pieces(&[head, "X: ", &"x".repeat(70_000), "\r\n\r\n"]), 502, "model-failed", None),
         (status("302 Found", "Location: /\r\n"), 502, "model-failed", None),
         (status("404 Not Found", ""), 502, "model-failed", None),
         (status("429 Slow Down", "Retry-After: 12\r\n"), 503, "model-busy", Some("12")),
@@ -118,7 +121,7 @@ fn any_api_that_speaks_like_openais_is_asked_as_it_wants() {
     }
     for (answer, status, error, retry_after) in bad {
         let mut client = visitor.asks("hello");
-        eprintln!("{answer:.60?}");
+        eprintln!("{}", String::from_utf8_lossy(&answer.concat()).chars().take(80).collect::<String>());
         expect(&mut client, status, error, retry_after);
     }
     let asked = api.asked.lock().expect("no panic");
@@ -150,5 +153,5 @@ fn an_api_that_is_not_there_is_said() {
     eventually("the daemon says so", || (chat.count("daemon", "alice: client-gone, 0 pieces") == 1).then_some(()));
     drop(listener);
     expect(&mut visitor.asks("hello"), 502, "model-failed", None);
-    chat.says("daemon", &["no connection", "refused"]);
+    chat.says("daemon", &["alice: 502 model-failed: no connection: "]);
 }

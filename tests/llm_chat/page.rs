@@ -55,9 +55,10 @@ fn is_shown(browser: &Browser, css: &str) -> bool {
     browser.script(&format!("return document.querySelector('{css}').checkVisibility();")).as_bool().expect("a bool")
 }
 
-/// Whether nothing sticks out to the side.
+/// Whether nothing sticks out: what is long scrolls within the page.
 fn fits(browser: &Browser) -> bool {
-    browser.script("return document.documentElement.scrollWidth <= innerWidth;").as_bool().expect("a bool")
+    let page = "const page = document.documentElement; return page.scrollWidth <= innerWidth && page.scrollHeight <= innerHeight;";
+    browser.script(page).as_bool().expect("a bool")
 }
 
 fn asks(browser: &Browser, question: &str) {
@@ -145,6 +146,9 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
         assert!(is_shown(&browser, "#send"), "{question}");
     }
     assert!(browser.script("return document.querySelector('#again').disabled;").as_bool().expect("a bool"));
+    assert!(fits(&browser));
+    let scrolls = "const c = document.querySelector('#conversation'); return c.scrollHeight > c.clientHeight;";
+    assert!(browser.script(scrolls).as_bool().expect("a bool"), "there is enough to be seen that it could stick out");
     let seen = looks(&browser, "problem", &[corner(&browser, "#problem")]);
     assert_eq!(seen["at"], json!(["#fdeee8"]), "{seen}");
     // What broke off in the middle stays, and the same question can be asked again.
@@ -169,6 +173,8 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     assert!(seen["colours"].as_u64() > Some(50) && pixels(&seen, "#e8eaec") > 300, "{seen}");
     browser.click("#stop");
     eventually("stopped", || answer(&browser).ends_with("Stopped.").then_some(()));
+
+    eventually("the daemon says so", || (chat.count("daemon", "client-gone") == 3).then_some(()));
 
     // A session that is over is said, and nobody is handed over.
     let handed_over = chat.count("daemon", "pieces");
