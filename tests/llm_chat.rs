@@ -52,8 +52,12 @@ impl Chat {
             .expect("it starts");
         let stdout = Lines::read(child.stdout.take().expect("piped"));
         let said = Lines::read(child.stderr.take().expect("piped"));
-        let chat = Self { child, stdout, said };
-        chat.stdout.wait(0, &["Ctrl-C ends it."]);
+        let mut chat = Self { child, stdout, said };
+        eventually("it says where to look", || {
+            let status = chat.child.try_wait().expect("ours");
+            assert!(status.is_none(), "ended with {status:?}");
+            chat.stdout.all().iter().any(|line| line.contains("Ctrl-C ends it.")).then_some(())
+        });
         chat
     }
 
@@ -97,6 +101,14 @@ impl Chat {
     fn count(&self, part: &str, words: &str) -> usize {
         let part = format!("{part} | ");
         self.said.all().iter().filter(|line| line.contains(&part) && line.contains(words)).count()
+    }
+
+    /// Waits until there are so many of them.
+    #[track_caller]
+    fn says_times(&self, part: &str, words: &str, count: usize) {
+        eventually(&format!("{count} lines of {part} with {words}"), || {
+            (self.count(part, words) == count).then_some(())
+        });
     }
 
     fn client(&self) -> Client {
@@ -259,7 +271,8 @@ fn who_has_not_logged_in_reaches_no_daemon() {
     assert!(answer.starts_with("HTTP/1.1 303 "), "{answer}");
     expect(&mut visitor.asks("let me in again"), 401, "logged-out");
     // Of all that the daemon and the model heard of one.
-    assert_eq!((chat.count("daemon", "pieces"), chat.count("model", "question")), (1, 1));
+    chat.says_times("daemon", "pieces", 1);
+    chat.says_times("model", "question", 1);
     for path in ["/index.php", "/users.php", "/../app/users.php", "/app/users.php", "/page.php"] {
         let answer = chat.ask("GET", path, "", "");
         assert!(answer.starts_with("HTTP/1.1 404 ") || answer.starts_with("HTTP/1.1 400 "), "{path}: {answer}");
@@ -333,11 +346,12 @@ fn while_it_streams_php_is_free_and_the_gateway_holds_nothing() {
     for client in &mut clients {
         client.until("data: {\"text\":\" said\"}\n\n");
     }
-    assert_eq!((chat.count("model", "answered"), chat.count("model", "left")), (1, 0));
+    chat.says_times("model", "answered", 1);
+    assert_eq!(chat.count("model", "left"), 0);
     // Clients that leave take their questions with them.
     drop(clients);
-    eventually("the model was told", || (chat.count("model", "the client left after") == 4).then_some(()));
-    eventually("the daemon says so", || (chat.count("daemon", " alice: client-gone,") == 4).then_some(()));
+    chat.says_times("model", "the client left after", 4);
+    chat.says_times("daemon", " alice: client-gone,", 4);
     let log = || std::fs::read_to_string(chat.folder().join("access.log")).unwrap_or_default();
     let of_chats = || {
         let lines: Vec<Value> = log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -368,7 +382,7 @@ fn each_failure_has_its_status() {
         expect(client, 504, "model-silent", None);
     }
     drop(both);
-    eventually("there is room again", || (chat.count("daemon", "model-silent") == 2).then_some(()));
+    chat.says_times("daemon", "model-silent", 2);
     for (question, status, error, retry_after) in [
         ("/error 500", 502, "model-failed", None),
         ("/error 401", 502, "model-failed", None),

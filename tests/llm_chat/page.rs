@@ -41,8 +41,15 @@ fn pixels(seen: &Value, colour: &str) -> u64 {
     seen["most"][colour].as_u64().unwrap_or(0)
 }
 
-fn wait(browser: &Browser, css: &str, what: &str) -> String {
-    eventually(what, || Some(browser.text(css)).filter(|text| text.contains(what)))
+/// The text of an element; nothing where there is none, or while the page is being loaded.
+fn text(browser: &Browser, css: &str) -> String {
+    let script =
+        format!("return document.readyState === 'complete' && document.querySelector('{css}')?.innerText || '';");
+    browser.script(&script).as_str().expect("a text").to_owned()
+}
+
+fn wait(browser: &Browser, css: &str, what: &str) {
+    eventually(what, || text(browser, css).contains(what).then_some(()));
 }
 
 /// The last answer.
@@ -78,7 +85,7 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     let chat = Chat::start(&["--daemon", "--silence 3"]);
     browser.look(900, 700, "light");
     browser.open(&chat.url());
-    assert_eq!(browser.text("h1"), "Log in");
+    assert_eq!(text(&browser, "h1"), "Log in");
     browser.type_into("#name", "alice");
     browser.type_into("#password", "wrong");
     browser.click("#login");
@@ -91,9 +98,9 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     assert_eq!(seen["at"], json!(["#fdeee8", "#0b6454"]), "{seen}");
     browser.type_into("#password", "open sesame");
     browser.type_into("#password", ENTER);
-    eventually("the chat", || (browser.text("h1") == "Chat").then_some(()));
-    assert_eq!(browser.text("#user"), "alice");
-    assert!(browser.text("#welcome").starts_with("What would you like to know?") && !is_shown(&browser, "#stop"));
+    wait(&browser, "h1", "Chat");
+    assert_eq!(text(&browser, "#user"), "alice");
+    assert!(text(&browser, "#welcome").starts_with("What would you like to know?") && !is_shown(&browser, "#stop"));
 
     // Word by word: whoever looks on sees many texts, each longer than the one before.
     browser.script(
@@ -102,7 +109,7 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     );
     asks(&browser, "hello <b>there</b>");
     eventually("it streams", || is_shown(&browser, "#stop").then_some(()));
-    eventually("the answer is complete", || (browser.text("#state") == "The answer is complete.").then_some(()));
+    wait(&browser, "#state", "The answer is complete.");
     let said = answer(&browser);
     assert!(said.contains("You said “hello <b>there</b>”, and this is answer 1"), "{said}");
     let seen = browser.script("return seen;");
@@ -128,12 +135,12 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
             browser.type_into("body", stop)
         }
         eventually("it says so", || answer(&browser).ends_with("Stopped.").then_some(()));
-        eventually("the model is told", || (chat.count("model", "the client left after") == times).then_some(()));
+        chat.says_times("model", "the client left after", times);
         assert!(is_shown(&browser, "#send") && !is_shown(&browser, "#stop"));
     }
     asks(&browser, "and again");
     eventually("another answer", || answer(&browser).contains("“and again”, and this is answer 4").then_some(()));
-    eventually("complete", || (browser.text("#state") == "The answer is complete.").then_some(()));
+    wait(&browser, "#state", "The answer is complete.");
 
     for (question, title, again) in [
         ("/error 500", "The model failed.", "Try again"),
@@ -142,7 +149,7 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     ] {
         asks(&browser, question);
         wait(&browser, "#problem", title);
-        assert!(browser.text("#again").starts_with(again), "{question}");
+        assert!(text(&browser, "#again").starts_with(again), "{question}");
         assert!(is_shown(&browser, "#send"), "{question}");
     }
     assert!(browser.script("return document.querySelector('#again').disabled;").as_bool().expect("a bool"));
@@ -155,9 +162,9 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     asks(&browser, "/cut");
     wait(&browser, "#problem", "The model failed.");
     assert!(answer(&browser).ends_with("You said “/cut”,"), "{}", answer(&browser));
-    let before = chat.count("model", "broke off");
+    chat.says_times("model", "broke off", 1);
     browser.click("#again");
-    eventually("it is asked again", || (chat.count("model", "broke off") == before + 1).then_some(()));
+    chat.says_times("model", "broke off", 2);
     wait(&browser, "#problem", "The model failed.");
 
     // On a phone, in the dark.
@@ -174,7 +181,7 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
     browser.click("#stop");
     eventually("stopped", || answer(&browser).ends_with("Stopped.").then_some(()));
 
-    eventually("the daemon says so", || (chat.count("daemon", "client-gone") == 3).then_some(()));
+    chat.says_times("daemon", "client-gone", 3);
 
     // A session that is over is said, and nobody is handed over.
     let handed_over = chat.count("daemon", "pieces");
