@@ -124,20 +124,18 @@ class Chat:
         self.acceptor.stop()
 
     def begin(self, handoff):
-        is_full = len(self.active) >= self.options.clients_max
+        # In the native dialect the gateway knows how many there may be, and sends no more.
+        is_full = self.options.dialect != "baton" and len(self.active) >= self.options.clients_max
         tasks, what = (self.refusals, self.refuse) if is_full else (self.active, self.serve)
         task = asyncio.ensure_future(what(handoff))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     async def refuse(self, handoff):
-        """One too many: in the native dialect the gateway looks for another daemon, or answers; in the others, we do."""
+        """One too many."""
         say(f"{handoff.id}: refused, {self.options.clients_max} answers are under way")
         with contextlib.suppress(HandoffError):
-            if self.options.dialect == "baton":
-                await handoff.refuse("overloaded", OVERLOADED_RETRY_SECONDS, "too many answers under way")
-            else:
-                await Answer(handoff).fail(503, "overloaded", "Too many people are asking.", OVERLOADED_RETRY_SECONDS)
+            await Answer(handoff).fail(503, "overloaded", "Too many people are asking.", OVERLOADED_RETRY_SECONDS)
 
     async def serve(self, handoff):
         """One client from beginning to end."""
@@ -206,7 +204,7 @@ def say(what):
 
 def main():
     parser = argparse.ArgumentParser(prog="daemon", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("socket")
+    parser.add_argument("socket", help="its path, or - for the listener that a service manager has opened")
     parser.add_argument("dialect", nargs="?", choices=("baton", "seqpacket", "stream"), default="baton")
     parser.add_argument("--clients-max", type=int, default=100, metavar="N", help="answers under way at a time (100)")
     parser.add_argument("--silence", type=float, default=30, metavar="S", help="how long the model may be silent (30)")
@@ -221,8 +219,8 @@ def main():
         parser.error(str(error))
     logging.basicConfig(format="%(message)s")
     in_flight_max = options.clients_max + (0 if options.dialect == "baton" else REFUSALS_MAX)
-    with Acceptor(options.socket, options.dialect, in_flight_max=in_flight_max, write_timeout=WRITE_SECONDS,
-                  name="llm-chat") as acceptor:
+    with Acceptor(None if options.socket == "-" else options.socket, options.dialect, name="llm-chat",
+                  in_flight_max=in_flight_max, write_timeout=WRITE_SECONDS) as acceptor:
         print("ready", options.socket, flush=True)
         asyncio.run(Chat(acceptor, model, options).run())
 
