@@ -9,7 +9,7 @@ mod status;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -116,14 +116,18 @@ impl Target {
 
     /// One member as a target, under its own name.
     fn member(&self, index: usize) -> Option<Self> {
-        let members = vec![Arc::clone(self.members.get(index)?)];
-        Some(Self {
-            name: self.member_name(index).into(),
-            members,
+        self.members.get(index).map(|member| self.alone(&self.member_name(index), member))
+    }
+
+    /// One member as a target of that name.
+    fn alone(&self, name: &str, member: &Arc<Member>) -> Self {
+        Self {
+            name: name.into(),
+            members: vec![Arc::clone(member)],
             balance: self.balance,
             turn: AtomicUsize::new(0),
             queue: Arc::clone(&self.queue),
-        })
+        }
     }
 
     fn member_name(&self, index: usize) -> String {
@@ -338,12 +342,27 @@ impl Table {
         names
     }
 
-    /// How a target's daemons are spoken to, if there is one of that name: those of a path in [`Dialect::Auto`].
+    /// How a target's daemons are spoken to, if there is one of that name: those of a path as the target says that has it
+    /// among its sockets, any other's in [`Dialect::Auto`].
     pub fn dialect(&self, name: &str) -> Option<Dialect> {
         match self.named(name) {
             Some(target) => Some(target.dialect()),
-            None => name.starts_with('/').then_some(Dialect::Auto),
+            None if name.starts_with('/') => {
+                Some(self.at(Path::new(name)).map_or(Dialect::Auto, |(_, member)| member.daemon.dialect()))
+            }
+            None => None,
         }
+    }
+
+    /// The member whose socket has that path, if whoever names a path may mean it: not in the dialects that leave no room
+    /// for an application's data.
+    fn at(&self, path: &Path) -> Option<(&Arc<Target>, &Arc<Member>)> {
+        let members =
+            self.by_name.values().flat_map(|target| target.members.iter().map(move |member| (target, member)));
+        let takes_data = |member: &Member| !matches!(member.daemon.dialect(), Dialect::Datagram | Dialect::Fdpass);
+        let found = members.filter(|(_, member)| takes_data(member) && member.daemon.address().path() == path);
+        // Where several have it, the same one each time.
+        found.min_by_key(|(target, _)| &target.name)
     }
 
     /// The target of that name, or the member.
@@ -355,8 +374,9 @@ impl Table {
         self.by_name.get(group)?.member(status::index(index)?).map(Arc::new)
     }
 
-    /// Finds a target or a member by its name, or makes one for an absolute path below an allowed prefix. `may_name` says
-    /// what whoever named it is confined to.
+    /// Finds a target or a member by its name, or makes one for an absolute path below an allowed prefix. A path that is a
+    /// target's socket is handed over to as that target says: an application that knows paths only (`X-Socket-Handoff`)
+    /// needs no change for another dialect. `may_name` says what whoever named it is confined to.
     pub fn find(&self, name: &str, may_name: impl Fn(&str) -> bool) -> Result<Arc<Target>, NameError> {
         if !may_name(name) {
             return Err(NameError::Forbidden);
@@ -368,7 +388,10 @@ impl Table {
             return Err(NameError::Unknown);
         }
         let address = Address::beneath(name.as_bytes(), &self.prefixes).map_err(NameError::OutsidePrefixes)?;
-        let daemon = Daemon::new(address, Dialect::Auto, Vec::new());
-        Ok(Arc::new(Target::new(name, vec![daemon], Strategy::RoundRobin, Waiting::default(), 0)))
+        if let Some((target, member)) = self.at(address.path()) {
+            return Ok(Arc::new(target.alone(name, member)));
+        }
+        let daemons = vec![Daemon::new(address, Dialect::Auto, Vec::new())];
+        Ok(Arc::new(Target::new(name, daemons, Strategy::RoundRobin, Waiting::default(), 0)))
     }
 }

@@ -43,10 +43,13 @@ fn a_daemon_that_says_nothing_in_time_finds_a_dead_socket() {
     assert_eq!(outcome(&gateway, 2).0, "handed-off");
 }
 
+/// Ends a channel in one way.
+type Break = fn(&mut Channel);
+
 /// The daemon's process lives on, so nobody else may write to the client; it has not been written to, so it is answered.
 #[test]
 fn a_channel_that_breaks_before_a_word_leaves_the_client_to_the_gateway() {
-    let breaks: [(&str, fn(&mut Channel)); 8] = [
+    let breaks: [(&str, Break); 8] = [
         ("", |channel| *channel = Channel::to_nobody()),
         ("a frame that begins with 0x00", |channel| channel.send_bytes(&[0; 16], &[]).expect("it is read")),
         ("bytes, which are no header", |channel| channel.send_bytes(&[0xB7], &[]).expect("it is read")),

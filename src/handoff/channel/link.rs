@@ -283,7 +283,9 @@ impl Link {
         for _ in 0..PACKETS_MAX {
             let why = match ancillary::receive(self.descriptor(), buffer) {
                 Ok(received) if received.bytes == 0 && received.descriptors.is_empty() => None,
-                Ok(received) if received.is_truncated || received.bytes > PACKET_BYTES_MAX => Some(Why::Truncated),
+                Ok(received) if received.is_cut || received.lacks_descriptors || received.bytes > PACKET_BYTES_MAX => {
+                    Some(Why::Truncated)
+                }
                 Ok(received) => match books.packet(&buffer[..received.bytes], received.descriptors) {
                     Ok(()) => continue,
                     Err(why) => Some(why),
