@@ -17,8 +17,10 @@
 //! a `recvmsg` for each packet of the daemon, which may hold words about many clients.
 
 mod link;
+mod loan;
 mod open;
 mod packed;
+mod reader;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,8 +33,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::link::Word;
-pub(super) use self::link::{Link, is_late_taken};
+pub(super) use self::link::Link;
+use self::loan::Word;
+pub(super) use self::loan::is_late_taken;
 use super::beat::{Beat, Pause};
 use super::error::{Refusal, SendError, Stage};
 use super::native::frame::Load;
@@ -198,7 +201,7 @@ impl Channel {
         match opened {
             Ok(link) => {
                 self.state().link = Some(Arc::clone(&link));
-                begin(Box::pin(link::run(Arc::clone(&link))));
+                begin(Box::pin(reader::run(Arc::clone(&link))));
                 drop(one);
                 link.share_out();
                 Ok(link)
@@ -307,7 +310,7 @@ impl Permit {
     ) -> Result<Lease, SendError> {
         let link = self.0.take().expect("a permit is used once");
         let credit = Self(Some(Arc::clone(&link)));
-        link::lend(link, credit, client, parts, is_blocking, deadlines.send).await
+        loan::lend(link, credit, client, parts, is_blocking, deadlines.send).await
     }
 
     /// It has become an entry of the ledger.

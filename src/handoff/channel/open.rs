@@ -1,11 +1,10 @@
 //! How a link begins: connect, say HELLO without waiting, and hear it.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Instant as Clock;
 
-use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
@@ -32,7 +31,6 @@ pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadli
     let connected = connected.map_err(|(stage, source)| Failure { stage, source, has_connected: false })?;
     let failed = |source: Refusal| Failure { stage: Stage::Connect, source, has_connected: true };
     let socket = connected.connection;
-    let peer = peer(&socket);
     let hello = Frame::Hello(Hello {
         versions: vec![header::VERSION.into()],
         name: concat!("baton ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -44,7 +42,7 @@ pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadli
     ancillary::send(socket.as_fd(), &[IoSlice::new(&hello.encode())], &[]).map_err(|error| failed(error.into()))?;
     let watched = ancillary::watch(socket, Interest::READABLE | Interest::WRITABLE);
     let socket = watched.map_err(|(_, error)| failed(error.into()))?;
-    let link = Arc::new(Link::new(socket, peer, Arc::downgrade(channel), to.address().path().to_owned(), Clock::now()));
+    let link = Arc::new(Link::new(socket, Arc::downgrade(channel), to.address().path().to_owned(), Clock::now()));
     let deadline = Instant::now() + deadlines.acknowledge;
     loop {
         match timeout_at(deadline, link.readable()).await {
@@ -53,18 +51,25 @@ pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadli
             Err(_) => return Err(failed(Refusal::Silent)),
         }
         match link.look() {
-            Look::Open if link.has_hello() => return Ok(link),
-            Look::Open => {}
+            Look::Open => {
+                if let Some(speaker) = link.speaker() {
+                    watch(&link, speaker);
+                    return Ok(link);
+                }
+            }
             Look::Over => return Err(failed(link.why_over().unwrap_or(Refusal::NeverRead))),
         }
     }
 }
 
-/// The process that listens, to be asked later whether it still is; `None` where the kernel does not tell.
-fn peer(socket: &OwnedFd) -> Option<(i32, OwnedFd)> {
-    let pid = getsockopt(socket, sockopt::PeerCredentials).ok()?.pid();
-    let descriptor = ancillary::process(Pid::from_raw(pid)).ok()?;
-    Some((pid, descriptor))
+/// Keeps hold of the process that speaks, to be asked later whether it still is there. It is taken at its word: whoever
+/// listens may be another one, which a service manager is, or the parent of whoever serves.
+fn watch(link: &Link, speaker: u64) {
+    let process = i32::try_from(speaker).ok().filter(|process| *process > 0).map(Pid::from_raw);
+    if let Some(Ok(descriptor)) = process.map(ancillary::process) {
+        // It is set here only.
+        drop(link.peer.set(descriptor));
+    }
 }
 
 impl From<io::Error> for Failure {
