@@ -16,7 +16,8 @@
 //!   byte.
 //! - A **target** is a named group of **daemons**: local processes that receive clients, each in a **dialect**. A
 //!   **handoff** is passing a client and its **message** to one of them. It is *taken* when the daemon has read the
-//!   message, *refused* when it certainly was not read and the client is still ours, *unanswered* when nobody can know.
+//!   message, *refused* when it certainly was not read and the client is still ours, *unanswered* when nobody can know. In
+//!   the native dialect the daemon says so, over a **channel** that stays, says how it *ended*, and may *return* the client.
 //! - The **outcome** is what became of a request, in one line of the access log.
 //!
 //! # The life of a request
@@ -34,6 +35,9 @@
 //!    comes back inside the error, the next daemon is tried, then the policy that decided is asked what else, up to three
 //!    times, at last the client is answered 503. Unread at the deadline: answered and shut in one breath. Unanswered: closed,
 //!    unwritten. Behind a response's head that was written here, what would be an answer is a reset.
+//!    In the native dialect a client is lent over a [`handoff::channel`], whose ledger says who owns it. The request's task
+//!    ends when the client is taken; what its line needs waits there, packed, for the daemon's report, and a client that is
+//!    given back gets a task again.
 //! 7. A proxied request goes to [`upstream`], its body as fast as it is taken there. When the head of the answer is here, the
 //!    policies that have a hook for it are asked, then the application's own wish is done: a handoff, another route. Else it
 //!    is relayed, the slower side setting the pace. An answer that is cut never looks whole.

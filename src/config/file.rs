@@ -124,15 +124,16 @@ pub struct HandoffFile {
 pub struct TargetFile {
     /// Paths of Unix sockets; absolute, or relative to this file.
     pub sockets: Vec<String>,
-    /// `seqpacket`, `stream`, `fdpass`, `datagram` or `auto`, which is one of the first two. Default auto.
+    /// `baton` (the native one), `seqpacket`, `stream`, `fdpass`, `datagram` or `auto`, which is `seqpacket` or `stream`. Default
+    /// auto.
     pub dialect: Option<String>,
-    /// `least-in-flight` or `round-robin`. Default least-in-flight.
+    /// `least-in-flight`, `least-load`, `round-robin`, `random-two` or `hash`. Default least-in-flight.
     pub balance: Option<String>,
     /// Whether clients arrive blocking. Default false.
     pub blocking: Option<bool>,
-    /// Not served by this version.
+    /// With `baton`: how long a client waits for a daemon that can bear it. Default 1 s.
     pub queue_timeout: Option<Time>,
-    /// Not served by this version.
+    /// With `baton`: clients that wait, in all workers. Default 1000.
     pub queue_max: Option<usize>,
     /// Users (names or ids) whose daemons take clients; absent: any. Not with `datagram`, where the kernel does not tell.
     pub allow_uids: Option<Vec<User>>,

@@ -28,6 +28,8 @@
 //! | `fdpass` | a new SOCK_STREAM connection per handoff | one 0x00, nothing else, no end is waited for | 1 | the gateway's, always |
 //! | `datagram` | the daemon's one SOCK_DGRAM socket | one datagram: what was read from the client, which is the request's head, exactly; never empty when it is sent | 1 | the daemon's |
 //!
+//! The fifth one, `baton`, is [below](#the-native-protocol).
+//!
 //! `auto` connects in one of the first two and in the other when the kernel says that the socket is of another type
 //! (EPROTOTYPE). Neither side sends anything else. A packet or datagram is sent whole or not at all; what exceeds
 //! net.core.wmem_max is refused, never cut. A stream is sent in one piece where it fits.
@@ -85,6 +87,49 @@
 //! message later meets a dead socket. If so, or if it cannot be asked because the client came over a Unix socket, it is
 //! closed, unwritten. A daemon of datagrams that ends right after it has read one, with its client in other hands, may so
 //! find that client answered: it keeps its socket for a moment, or writes first.
+//!
+//! # The native protocol
+//!
+//! `baton/1`, in [`native`] to the byte; `examples/PROTOCOL.md` is the same for whoever writes a daemon in another language,
+//! with the metadata member by member. A daemon listens on SOCK_SEQPACKET. Each worker of a gateway opens one connection, the
+//! *channel*, when it has somebody to hand over, and keeps it. A *packet* holds one or more *frames*, each a header of 16
+//! bytes (magic 0xB7, version 1, type, flags, u32 length of the payload, u64 id of the handoff; little-endian) and its
+//! payload, and is at most 128 KiB long. Descriptors belong to the frames of their packet in order.
+//!
+//! | type | from | payload | descriptors |
+//! |---|---|---|---|
+//! | 1 HELLO | both, first | JSON: `versions`, `in_flight_max`; `data_bytes_max`, `name`, `pid`, `roles` | 0 |
+//! | 2 HANDOFF | gateway | three sections (u32 length, bytes): JSON metadata, data, preread. Flags: body 0x01, data 0x02, preread 0x04 is in a memfd | the client, then the memfds in that order |
+//! | 3 TAKEN | daemon | | 0 |
+//! | 4 REFUSED | daemon | JSON: `reason`; `retry_after_s`, `message` | 0 |
+//! | 5 DONE | daemon | JSON: `result`, `bytes_out`, `duration_us`; `status`, `message` | 0 |
+//! | 6 RETURN | daemon | two sections: as DONE; what was read and not used | the client |
+//! | 7 LOAD | daemon | JSON: `in_flight`, `load` | 0 |
+//! | 8 DRAINING | daemon | | 0 |
+//! | 9 REVOKE | gateway | JSON: `reason` | 0 |
+//! | 10 PING, 11 PONG | both | any bytes, echoed | 0 |
+//!
+//! Types that are not known end the channel, unless flag 0x80 is set: then they are ignored. Of everything else that
+//! cannot be, a wrong length, an id that is not under way, a descriptor where none belongs, the channel ends; whoever was
+//! taken goes on, and no other channel notices.
+//!
+//! HANDOFF *lends*; TAKEN *gives*; REFUSED gives back untouched; DONE ends; RETURN gives back after use. A daemon touches a
+//! client only after it has sent TAKEN; if that cannot be sent, it closes its copy. So a gateway that has read a channel to
+//! its end knows who was never taken:
+//!
+//! | what the gateway sees | the client |
+//! |---|---|
+//! | REFUSED | is its own: the next daemon, else 503 |
+//! | the channel's end without a word of it, and the process that said HELLO is gone | the same |
+//! | the channel's end without a word of it, and that process lives | is sealed: answered 503 and shut down, if nobody has written to it; else closed |
+//! | no word by the deadline (`ack_timeout`) | is sealed; its credit is free when the daemon speaks of it |
+//! | DONE or RETURN of one that was not taken | may have been written to: it is the daemon's, and the channel ends |
+//! | TAKEN, then the channel's end | is the daemon's; what is known of it is logged |
+//!
+//! `in_flight_max` bounds what was handed over on a channel and not yet refused, done or returned. After DRAINING nobody
+//! new is sent; those in flight finish. A RETURN brings back the very socket (SO_COOKIE), never one whose response's head
+//! the gateway wrote. A daemon that says nothing for 5 s is sent a PING, and is passed over from the next 5 s on until it
+//! speaks. PINGs are answered at once.
 //!
 //! # The two ends
 //!
