@@ -11,7 +11,8 @@ use crate::{admin, outcome, start};
 /// The figure of a family, of the first line that has these words.
 fn figure(gateway: &Gateway, words: &[&str]) -> Option<String> {
     let (_, text) = admin(&gateway.path("admin.sock"), "GET", "/metrics");
-    let line = text.lines().find(|line| words.iter().all(|word| line.contains(word)))?;
+    let line =
+        text.lines().filter(|line| !line.starts_with('#')).find(|line| words.iter().all(|word| line.contains(word)))?;
     line.rsplit_once(' ').map(|(_, value)| value.to_owned())
 }
 
@@ -62,8 +63,11 @@ fn never_more_are_in_flight_than_the_daemon_said_and_the_next_one_waits_for_its_
     }
     eventually("nobody is in flight", || (figure(&gateway, &["target_in_flight", "chat/0"])? == "0").then_some(()));
     assert_eq!(figure(&gateway, &["target_waiting{"]).as_deref(), Some("0"));
-    let counters = ["taken_total", "refused_total", "returned_total"].map(|name| figure(&gateway, &[name, "chat/0"]));
-    assert_eq!(counters.map(Option::unwrap_or_default), ["4", "1", "1"]);
+    let counters =
+        || ["taken_total", "refused_total", "returned_total"].map(|name| figure(&gateway, &[name, "chat/0"]));
+    eventually("all are counted", || {
+        (counters().map(Option::unwrap_or_default) == ["4", "1", "1"].map(str::to_owned)).then_some(())
+    });
 }
 
 impl Channel {
@@ -172,6 +176,35 @@ fn a_daemon_that_drains_is_passed_over_and_finishes_what_it_has() {
     let lent = second.lent();
     second.serve(lent, "again", false);
     assert!(clients.iter_mut().all(|client| client.answer().body == "again"));
+}
+
+#[test]
+fn the_successor_of_a_daemon_that_drains_takes_over_while_old_streams_go_on() {
+    let (gateway, scripts) = start(1, "");
+    let mut old = get(&gateway, "/old");
+    let mut first = scripts[0].accept(10);
+    let lent = first.lent();
+    first.take(&lent);
+    first.send(&Frame::Draining);
+    eventually("it is known", || (figure(&gateway, &["target_up", "chat/0"])? == "0").then_some(()));
+    let mut new = get(&gateway, "/new");
+    let mut second = scripts[0].accept(10);
+    let other = second.lent();
+    assert_eq!(other.metadata("/request/target"), "/new");
+    second.serve(other, "new", true);
+    assert_eq!(new.answer().body, "new");
+    let (in_flight, channels) = (figure(&gateway, &["target_in_flight"]), figure(&gateway, &["target_up", "chat/0"]));
+    assert_eq!((in_flight.as_deref(), channels.as_deref()), (Some("1"), Some("1")));
+    first.serve_taken(lent);
+    assert_eq!(old.answer().body, "taken");
+    assert_eq!(outcome(&gateway, 2).0, "handed-off");
+    // One that drains as soon as it has said who it is takes nobody, and is not asked for ever.
+    second.send(&Frame::Draining);
+    eventually("it is known", || (figure(&gateway, &["target_up", "chat/0"])? == "0").then_some(()));
+    let mut nobody = get(&gateway, "/nobody");
+    let third = scripts[0].accept_silently();
+    third.send_with(&[hello(10), Frame::Draining], &[]).expect("the gateway is there");
+    assert_eq!(nobody.answer().status, 503);
 }
 
 #[test]

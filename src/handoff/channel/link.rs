@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -121,6 +121,10 @@ impl Link {
         self.books().ledger.hello().map(|hello| hello.pid)
     }
 
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.books().ledger.is_draining()
     }
@@ -233,6 +237,11 @@ impl Link {
             buffer.resize(PACKET_BYTES_MAX + 1, 0);
             self.look_with(buffer)
         });
+        if self.is_draining()
+            && let Some(channel) = self.channel.upgrade()
+        {
+            channel.drains(self);
+        }
         self.share_out();
         let returned = std::mem::take(&mut self.books().returned);
         if returned > 0

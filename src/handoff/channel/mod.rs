@@ -46,6 +46,8 @@ use super::send::{Daemon, Deadlines};
 const BACK_OFF: Duration = Duration::from_millis(10);
 /// The longest.
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+/// After so long a daemon that drains may have a successor; before, it is asked for only where nobody else is.
+const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
 /// A link that lasted so long was no failure.
 const LASTING: Duration = Duration::from_secs(1);
 
@@ -72,6 +74,10 @@ pub struct Channel {
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Link>>,
+    /// Links of daemons that take nobody any more and have clients yet; their successors listen at the same place.
+    draining: Vec<Weak<Link>>,
+    /// From when on a successor may be there.
+    successor_due: Option<Instant>,
     waiting: VecDeque<Arc<Waiting>>,
     broken: Option<Broken>,
 }
@@ -153,9 +159,36 @@ impl Channel {
         self.state().link.clone()
     }
 
+    /// Its links, the one that takes clients first.
+    fn links(&self) -> Vec<Arc<Link>> {
+        let state = self.state();
+        state.link.iter().cloned().chain(state.draining.iter().filter_map(Weak::upgrade)).collect()
+    }
+
     /// How it stands; `None` while there is no link.
     pub fn status(&self) -> Option<Status> {
-        self.link().map(|link| link.status())
+        let (now, state) = (Instant::now(), self.state());
+        let is_broken = state.broken.is_some_and(|broken| now < broken.until);
+        let is_waiting = is_broken || state.successor_due.is_some_and(|due| now < due);
+        let is_draining = state.link.is_none() && is_waiting;
+        drop(state);
+        let all: Vec<_> = self.links().iter().map(|link| link.status()).collect();
+        let in_flight = all.iter().map(|status| status.in_flight).sum();
+        all.first().map(|first| Status { in_flight, is_draining, ..*first })
+    }
+
+    /// The daemon takes nobody any more: whoever comes next is for its successor.
+    fn drains(&self, link: &Arc<Link>) {
+        let mut state = self.state();
+        if !state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, link)) {
+            return;
+        }
+        state.link = None;
+        state.draining.retain(|link| link.strong_count() > 0);
+        state.draining.push(Arc::downgrade(link));
+        state.successor_due = Some(Instant::now() + SUCCESSOR_PAUSE);
+        drop(state);
+        self.broke(link.age());
     }
 
     /// Clients that came back over it.
@@ -178,6 +211,7 @@ impl Channel {
             None => self.open(to, deadlines, begin).await?,
         };
         if link.is_draining() {
+            // It has just said so.
             return Err((Stage::Connect, Refusal::Draining));
         }
         Ok(link.permit().map_or(Entry::Full, Entry::Free))
@@ -202,6 +236,10 @@ impl Channel {
             Ok(link) => {
                 self.state().link = Some(Arc::clone(&link));
                 begin(Box::pin(reader::run(Arc::clone(&link))));
+                if link.is_draining() {
+                    // It has said so in the same breath.
+                    self.drains(&link);
+                }
                 drop(one);
                 link.share_out();
                 Ok(link)
@@ -226,23 +264,18 @@ impl Channel {
 
     /// Ends it now. Whoever is accounted for is so with what is known.
     pub fn leave(&self) {
-        let link = self.state().link.take();
-        if let Some(link) = link {
-            link.leave();
-        }
+        self.links().iter().for_each(|link| link.leave());
     }
 
     /// Asks the daemon to end what it does for a request; whether there is such a client.
     pub fn revoke(&self, request: &str, reason: &str) -> bool {
-        self.link().is_some_and(|link| link.revoke(request, reason))
+        self.links().iter().any(|link| link.revoke(request, reason))
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        if let Some(link) = self.state().link.take() {
-            link.close_when_empty();
-        }
+        self.links().iter().for_each(|link| link.close_when_empty());
     }
 }
 

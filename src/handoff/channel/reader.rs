@@ -75,7 +75,7 @@ pub(super) async fn run(link: Arc<Link>) {
         }
         drop(state);
         if why.is_some() {
-            channel.broke(link.opened.elapsed());
+            channel.broke(link.age());
         }
     }
     if lent.is_empty() {
