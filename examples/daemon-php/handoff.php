@@ -401,7 +401,7 @@ final class Channel
             $message = ['iov' => [$frame]];
             $stream = null;
             if ($client !== null) {
-                // As a Socket object it would be sent wrong: PHP before 8.4.23 puts descriptor 0 in its place.
+                // As a Socket object it would be sent wrong: PHP since 8.0 puts descriptor 0 in its place (php-src #22338).
                 $stream = socket_export_stream($client);
                 $message['control'] = [['level' => SOL_SOCKET, 'type' => SCM_RIGHTS, 'data' => [$stream]]];
             }
@@ -863,7 +863,7 @@ final class Handoff
             return $this->environment;
         }
         $variables = ['GATEWAY_INTERFACE' => 'CGI/1.1', 'SERVER_SOFTWARE' => 'baton', 'HANDOFF_ID' => $this->id,
-            'HANDOFF_ROLE' => $this->role];
+            'HANDOFF_ROLE' => $this->role ?: 'responder'];
         if ($this->headSent) {
             $variables['HANDOFF_HEAD_SENT'] = '1';
         }

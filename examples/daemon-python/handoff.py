@@ -754,7 +754,7 @@ class Exchange:
         if self.environment is not None:
             return dict(self.environment)
         variables = {"GATEWAY_INTERFACE": "CGI/1.1", "SERVER_SOFTWARE": "baton", "HANDOFF_ID": self.id,
-                     "HANDOFF_ROLE": self.role()}
+                     "HANDOFF_ROLE": self.role() or "responder"}
         if self.head_sent:
             variables["HANDOFF_HEAD_SENT"] = "1"
         if self.request:
