@@ -202,8 +202,8 @@ def text_of(value: Any) -> str:
     """A header's value: text, or `{"base64":..}` where it is not UTF-8; its bytes are kept as the file system's are."""
     if isinstance(value, dict):
         try:
-            return os.fsdecode(base64.b64decode(value.get("base64", "")))
-        except ValueError:
+            return os.fsdecode(base64.b64decode(value["base64"]))
+        except (KeyError, TypeError, ValueError):
             return ""
     return value if isinstance(value, str) else ""
 
@@ -344,7 +344,8 @@ class Exchange:
         self.data, self.memfd = data, body
         self.id = str(self.metadata.get("id") or uuid.uuid4().hex)
         self.request = self.section("request")
-        self.headers = [(str(pair[0]), text_of(pair[1])) for pair in self.request.get("headers") or ()
+        headers = self.request.get("headers")
+        self.headers = [(str(pair[0]), text_of(pair[1])) for pair in (headers if isinstance(headers, list) else ())
                         if isinstance(pair, list) and len(pair) == 2]
         self.head_sent = head_sent or self.section("response").get("head_sent") is True
         # What stands before the socket's bytes; the head, where it was included, is known from the rest.
@@ -821,7 +822,7 @@ class Described:
     def __del__(self) -> None:
         exchange = getattr(self, "_exchange", None)
         if exchange is not None and exchange.state != Exchange.OVER:
-            exchange.abandon()
+            exchange.acceptor.abandon(exchange)
 
     @property
     def id(self) -> str:
@@ -1272,6 +1273,7 @@ class Acceptor:
         self._changed = threading.Condition(threading.RLock())
         self._queue: Deque[Exchange] = deque()
         self._waiters: Dict[asyncio.Future, asyncio.AbstractEventLoop] = {}
+        self._abandoned: Deque[Exchange] = deque()
         self._wanted = self._in_flight = 0
         self._open: set = set()
         self._channels: List[Channel] = []
@@ -1421,6 +1423,14 @@ class Acceptor:
                 self._notify()
         if reason is not None:
             run(exchange.refuse(reason, None, None))
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Ends what was dropped, which garbage collection may do within any thread and any lock: so another one does."""
+        if self._thread is None or not self._thread.is_alive():
+            exchange.abandon()
+            return
+        self._abandoned.append(exchange)
+        self.wake()
 
     def release(self, exchange: Exchange) -> None:
         """The client is gone from here; it is said to the gateway next, which may then send another."""
@@ -1579,7 +1589,14 @@ class Acceptor:
             return
         if not is_paused:
             self._read_ready(ready_ones)
+        self._end_abandoned()
         self._clear_ended()
+
+    def _end_abandoned(self) -> None:
+        while self._abandoned:
+            exchange = self._abandoned.popleft()
+            if exchange.state != Exchange.OVER:
+                exchange.abandon()
 
     def _read_ready(self, ready_ones: set) -> None:
         if self._listener is not None and self._listener.fileno() in ready_ones:
@@ -1746,6 +1763,7 @@ class Acceptor:
             channel.connection.close()
 
     def _clear(self) -> None:
+        self._end_abandoned()
         for channel in list(self._channels):
             channel.read()
             channel.end()
