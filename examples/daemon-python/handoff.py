@@ -1109,7 +1109,7 @@ class Channel:
         """Reads what is there. Whatever breaks the protocol ends the channel, and nobody else notices."""
         try:
             for _ in range(64):
-                if not self.has_ended and not self.read_packet():
+                if self.has_ended or not self.acceptor.has_room() or not self.read_packet():
                     return
         except ProtocolError as error:
             log.warning("a gateway's channel ends: %s", error)
@@ -1432,6 +1432,19 @@ class Acceptor:
         self._abandoned.append(exchange)
         self.wake()
 
+    def has_room(self) -> bool:
+        """Descriptors that find no room when they are received are closed by the kernel, clients and all."""
+        spare = []
+        try:
+            for _ in range(4):
+                spare.append(os.dup(self._wake_receiver.fileno()))
+            return True
+        except OSError:
+            self._pause_until = time.monotonic() + EXHAUSTED_PAUSE_S
+            return False
+        finally:
+            close_all(spare)
+
     def release(self, exchange: Exchange) -> None:
         """The client is gone from here; it is said to the gateway next, which may then send another."""
         with self._changed:
@@ -1602,12 +1615,12 @@ class Acceptor:
         if self._listener is not None and self._listener.fileno() in ready_ones:
             self._accept_some()
         for channel in self._channels:
-            if channel.connection.fileno() in ready_ones and self._has_room():
+            if channel.connection.fileno() in ready_ones:
                 with channel.lock:
                     channel.flush()
                 channel.read()
         for incoming in list(self._incoming):
-            if self._is_wanted() and self._has_room():
+            if self._is_wanted() and self.has_room():
                 self._read_incoming(incoming)
 
     def _is_wanted(self) -> bool:
@@ -1615,22 +1628,9 @@ class Acceptor:
         with self._changed:
             return self._wanted > len(self._queue) and self._in_flight < self.in_flight_max
 
-    def _has_room(self) -> bool:
-        """Descriptors that find no room when they are received are closed by the kernel, clients and all."""
-        spare = []
-        try:
-            for _ in range(4):
-                spare.append(os.dup(self._wake_receiver.fileno()))
-            return True
-        except OSError:
-            self._pause_until = time.monotonic() + EXHAUSTED_PAUSE_S
-            return False
-        finally:
-            close_all(spare)
-
     def _accept_some(self) -> None:
         if self.dialect == "datagram":
-            while self._is_wanted() and self._has_room() and self._read_datagram():
+            while self._is_wanted() and self.has_room() and self._read_datagram():
                 pass
             return
         try:
@@ -1716,7 +1716,7 @@ class Acceptor:
                 pass
         if listener is not None and self.dialect == "datagram":
             self._listener = listener
-            while self._has_room() and self._read_datagram():
+            while self.has_room() and self._read_datagram():
                 pass
             self._listener = None
         if listener is not None:
