@@ -25,8 +25,8 @@ declare(strict_types=1);
 namespace Baton;
 
 use Closure;
-use Generator;
 use InvalidArgumentException;
+use Iterator;
 use IteratorAggregate;
 use LogicException;
 use RuntimeException;
@@ -1533,6 +1533,47 @@ final class Incoming
 }
 
 /**
+ * What `foreach` asks. A generator would keep the last one while it waits for the next.
+ *
+ * @implements Iterator<int, Handoff>
+ */
+final class Clients implements Iterator
+{
+    private ?Handoff $next = null;
+    private int $count = 0;
+
+    public function __construct(private readonly Acceptor $acceptor)
+    {
+    }
+
+    public function rewind(): void
+    {
+        $this->next();
+    }
+
+    public function next(): void
+    {
+        $this->next = $this->acceptor->accept();
+    }
+
+    public function valid(): bool
+    {
+        return $this->next !== null;
+    }
+
+    public function key(): int
+    {
+        return $this->count++;
+    }
+
+    public function current(): Handoff
+    {
+        [$handoff, $this->next] = [$this->next, null];
+        return $handoff;
+    }
+}
+
+/**
  * Listens for clients that are handed over.
  *
  * @implements IteratorAggregate<int, Handoff>
@@ -1630,13 +1671,9 @@ final class Acceptor implements IteratorAggregate
         }
     }
 
-    /** @return Generator<int, Handoff> */
-    public function getIterator(): Generator
+    public function getIterator(): Clients
     {
-        while (($handoff = $this->accept()) !== null) {
-            yield $handoff;
-            unset($handoff);
-        }
+        return new Clients($this);
     }
 
     /**
