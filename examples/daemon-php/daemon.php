@@ -65,7 +65,7 @@ function answer(Handoff $handoff, float $interval): void
             $giveBack(JSON, json_encode((object) $handoff->env(), JSON_INVALID_UTF8_SUBSTITUTE | JSON_UNESCAPED_SLASHES));
             break;
         case '/meta':
-            $giveBack(JSON, json_encode((object) $handoff->metadata, JSON_UNESCAPED_SLASHES | JSON_UNESCAPED_UNICODE));
+            $giveBack(JSON, $handoff->metadataJson);
             break;
         case '/data':
             $giveBack(OCTETS, $handoff->data);

@@ -286,7 +286,10 @@ final class Received
             if ($control['level'] === SOL_SOCKET && $control['type'] === SCM_RIGHTS) {
                 array_push($descriptors, ...$control['data']);
             } elseif ($control['level'] === SOL_SOCKET && $control['type'] === SCM_CREDENTIALS) {
-                [$uid, $gid] = [$control['data']['uid'], $control['data']['gid']];
+                // Nobody's process and nobody's user: sent before the kernel was asked to say whose.
+                if ($control['data']['pid'] !== 0 || $control['data']['uid'] !== 65534) {
+                    [$uid, $gid] = [$control['data']['uid'], $control['data']['gid']];
+                }
             }
         }
         $isTruncated = ($message['flags'] & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
@@ -398,7 +401,7 @@ final class Channel
             $message = ['iov' => [$frame]];
             $stream = null;
             if ($client !== null) {
-                // As a Socket object it would be sent wrong: PHP before 8.4.23 puts descriptor 0 in its place.
+                // As a Socket object it would be sent wrong: PHP since 8.0 puts descriptor 0 in its place (php-src #22338).
                 $stream = socket_export_stream($client);
                 $message['control'] = [['level' => SOL_SOCKET, 'type' => SCM_RIGHTS, 'data' => [$stream]]];
             }
@@ -458,7 +461,8 @@ final class Channel
                 $this->end();
                 return false;
             }
-            if (!$this->acceptor->isAllowed($received->uid, $received->gid)) {
+            $isGreeting = !$this->isGreeted && $received->uid === null && $received->descriptors === [];
+            if (!$isGreeting && !$this->acceptor->isAllowed($received->uid, $received->gid)) {
                 throw new ProtocolException('uid ' . ($received->uid ?? 'unknown') . ' may not hand over');
             }
             if ($received->isTruncated) {
@@ -541,8 +545,8 @@ final class Channel
      */
     private function checkHandoff(Frame $frame, array $descriptors, array &$known): Closure
     {
-        [$metadata, $data, $preread] = $frame->readSections(3);
-        $metadata = Frame::readObject($metadata);
+        [$json, $data, $preread] = $frame->readSections(3);
+        $metadata = Frame::readObject($json);
         if (isset($known[$frame->id])) {
             throw new ProtocolException("id $frame->id twice");
         }
@@ -565,12 +569,12 @@ final class Channel
         if (isset($memfds[FLAG_PREREAD])) {
             $preread = bytesOf($memfds[FLAG_PREREAD], PREREAD_BYTES_MAX);
         }
-        return function () use ($frame, $descriptors, $metadata, $data, $preread, $memfds): void {
+        return function () use ($frame, $descriptors, $json, $metadata, $data, $preread, $memfds): void {
             closeAll([$memfds[FLAG_DATA] ?? null, $memfds[FLAG_PREREAD] ?? null]);
             $entry = new Entry($this->acceptor, $this, $frame->id);
             $this->lent[$frame->id] = $entry;
             $body = $memfds[FLAG_BODY] ?? null;
-            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body);
+            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body, metadataJson: $json);
             $isServed = $data !== null && $preread !== null && strlen($data) <= $this->acceptor->dataBytesMax
                 && $handoff->isFramingKnown();
             $this->acceptor->offer($handoff, $entry, $isServed ? null : 'unsupported');
@@ -742,6 +746,7 @@ final class Handoff
      * @param resource|null $source where a program that was started for one client reads the body
      * @param resource|null $output where it writes its answer
      * @param ?array<string, string> $environment what it was started with
+     * @param string $metadataJson the metadata as it came: PHP's arrays do not know an empty object from an empty list
      */
     public function __construct(
         private Entry $entry,
@@ -753,6 +758,7 @@ final class Handoff
         private mixed $source = null,
         private mixed $output = null,
         private readonly ?array $environment = null,
+        public readonly string $metadataJson = '{}',
     ) {
         $this->process = (int) getmypid();
         $request = $this->section('request');
@@ -857,7 +863,7 @@ final class Handoff
             return $this->environment;
         }
         $variables = ['GATEWAY_INTERFACE' => 'CGI/1.1', 'SERVER_SOFTWARE' => 'baton', 'HANDOFF_ID' => $this->id,
-            'HANDOFF_ROLE' => $this->role];
+            'HANDOFF_ROLE' => $this->role ?: 'responder'];
         if ($this->headSent) {
             $variables['HANDOFF_HEAD_SENT'] = '1';
         }
@@ -1955,7 +1961,13 @@ final class Acceptor implements IteratorAggregate
         if (socket_get_option($inherited, SOL_SOCKET, SO_DOMAIN) !== AF_UNIX || $kind !== DIALECTS[$this->dialect]) {
             throw new InvalidArgumentException("the inherited socket is of another type than $this->dialect has");
         }
-        socket_set_option($inherited, SOL_SOCKET, SO_PASSCRED, 1);
+        if (socket_get_option($inherited, SOL_SOCKET, SO_PASSCRED) === 0) {
+            // What was sent before it was asked for has no sender's name: a HELLO may, a client may not.
+            if ($this->dialect !== 'baton') {
+                throw new InvalidArgumentException('the inherited socket is not told who sends (SO_PASSCRED, PassCredentials=yes)');
+            }
+            socket_set_option($inherited, SOL_SOCKET, SO_PASSCRED, 1);
+        }
         if ($kind === SOCK_DGRAM || socket_get_option($inherited, SOL_SOCKET, SO_ACCEPTCONN) === 1) {
             socket_set_nonblock($inherited);
             $this->listener = $inherited;
@@ -2041,6 +2053,8 @@ final class Acceptor implements IteratorAggregate
     private function begin(Socket $connection): void
     {
         socket_set_nonblock($connection);
+        // One that was made before the listener was told to ask does not inherit it.
+        socket_set_option($connection, SOL_SOCKET, SO_PASSCRED, 1);
         // Who it is, is known for sure by its first message. But once that is read, its client is ours: who can be told
         // from the others before, by its process, is closed unread, so that the client goes elsewhere.
         $ids = self::idsOf((int) socket_get_option($connection, SOL_SOCKET, SO_PEERCRED));

@@ -754,7 +754,7 @@ class Exchange:
         if self.environment is not None:
             return dict(self.environment)
         variables = {"GATEWAY_INTERFACE": "CGI/1.1", "SERVER_SOFTWARE": "baton", "HANDOFF_ID": self.id,
-                     "HANDOFF_ROLE": self.role()}
+                     "HANDOFF_ROLE": self.role() or "responder"}
         if self.head_sent:
             variables["HANDOFF_HEAD_SENT"] = "1"
         if self.request:
@@ -1485,8 +1485,9 @@ class Acceptor:
         if inherited.family != socket.AF_UNIX or kind != DIALECTS[self.dialect]:
             raise ValueError(f"the inherited socket is of another type than {self.dialect} has")
         os.set_inheritable(inherited.fileno(), False)
-        if kind == socket.SOCK_DGRAM:
-            inherited.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        if kind == socket.SOCK_DGRAM and not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED):
+            # What was sent before it was asked for has no sender's name.
+            raise ValueError("the inherited socket is not told who sends (SO_PASSCRED, PassCredentials=yes)")
         if kind == socket.SOCK_DGRAM or listens(inherited):
             self._listener = inherited
         else:
