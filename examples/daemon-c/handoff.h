@@ -544,7 +544,7 @@ struct handoff {
     int in, out;    /* what is read and written: the client, or standard input and output */
     int wake;       /* an eventfd for REVOKE, once somebody waits; -1 */
     atomic_int revoked;
-    bool taken, cgi;
+    bool taken, cgi, counted; /* counted: in flight */
     long long taken_us;
     char *id, *metadata, *document; /* as it came, and what the values point into */
     struct ho_json json;
@@ -652,8 +652,15 @@ static int ho_send_packet(int fd, const void *bytes, size_t length, int descript
     return sent < 0 ? -1 : 0;
 }
 
-/* Sends a handoff's frame from the thread that serves it. A gateway that does not read is waited for like a client. */
-static int ho_say(struct handoff *handoff, const struct ho_bytes *packet, int descriptor) {
+/* Not in flight any more; under the lock. */
+static void ho_uncount(struct handoff *handoff) {
+    if (handoff->counted) handoff->acceptor->in_flight--;
+    handoff->counted = false;
+}
+
+/* Sends a handoff's frame from the thread that serves it. A gateway that does not read is waited for like a client. Once the
+ * last frame is said, the gateway may send the next client: there must be room for it by then. */
+static int ho_say(struct handoff *handoff, const struct ho_bytes *packet, int descriptor, bool is_last) {
     struct handoff_acceptor *acceptor = handoff->acceptor;
     long long deadline = ho_now_ms() + acceptor->options.write_timeout_ms;
     if (packet->failed) return errno = ENOMEM, -1;
@@ -664,6 +671,7 @@ static int ho_say(struct handoff *handoff, const struct ho_bytes *packet, int de
         if (channel && channel->fd >= 0 && !channel->broken) {
             result = ho_send_packet(channel->fd, packet->at, packet->length, descriptor);
             error = errno;
+            if (result == 0 && is_last) ho_uncount(handoff);
             /* ETOOMANYREFS: too many descriptors are on their way to the gateway. */
             bool again = error == EAGAIN || error == ENOBUFS || error == ENOMEM || error == ETOOMANYREFS;
             if (result < 0 && (!again || ho_now_ms() >= deadline)) {
@@ -707,7 +715,7 @@ static void ho_end(struct handoff *handoff) {
         handoff->channel->references--;
         ho_release_channel(handoff->channel);
     }
-    acceptor->in_flight--;
+    ho_uncount(handoff);
     pthread_cond_broadcast(&acceptor->changed);
     if (acceptor->options.dialect != HANDOFF_BATON) ho_wake(acceptor); /* There may be room again. */
     ho_free(handoff);
@@ -733,6 +741,7 @@ static void ho_register(struct handoff *handoff) {
     if (handoff->channel) handoff->channel->references++;
     acceptor->references++;
     acceptor->in_flight++;
+    handoff->counted = true;
 }
 
 /* Under the lock. */
@@ -1971,7 +1980,7 @@ int handoff_take(struct handoff *handoff) {
     if (handoff->channel) {
         struct ho_bytes packet = {0};
         ho_frame(&packet, HO_TAKEN, handoff->wire_id, NULL, 0);
-        int result = ho_say(handoff, &packet, -1);
+        int result = ho_say(handoff, &packet, -1, false);
         free(packet.at);
         if (result) return -1;
     }
@@ -2371,7 +2380,7 @@ static void ho_finish(struct handoff *handoff, int status, enum handoff_result r
         ho_report_of(&report, handoff, status, result, message);
         ho_frame(&packet, HO_DONE, handoff->wire_id, report.at, report.length);
         packet.failed |= report.failed;
-        (void)ho_say(handoff, &packet, -1); /* Where the gateway has gone, nobody wants to know. */
+        (void)ho_say(handoff, &packet, -1, true); /* Where the gateway has gone, nobody wants to know. */
         free(report.at);
         free(packet.at);
     }
@@ -2409,7 +2418,7 @@ void handoff_refuse(struct handoff *handoff, enum handoff_reason reason, unsigne
         ho_frame(&packet, HO_REFUSED, handoff->wire_id, refusal.at, refusal.length);
         packet.failed |= refusal.failed;
         ho_close(&handoff->client); /* first, then it is said */
-        (void)ho_say(handoff, &packet, -1);
+        (void)ho_say(handoff, &packet, -1, true);
         free(refusal.at);
         free(packet.at);
         ho_end(handoff);
@@ -2477,7 +2486,7 @@ void handoff_give_back(struct handoff *handoff, int status) {
                       ho_may_return(handoff) && ho_drop_body(handoff);
     struct ho_bytes packet = {0};
     /* Where the gateway has gone in between, the client is closed. */
-    bool is_returned = may_return && ho_return_frame(&packet, handoff, status) && ho_say(handoff, &packet, handoff->client) == 0;
+    bool is_returned = may_return && ho_return_frame(&packet, handoff, status) && ho_say(handoff, &packet, handoff->client, true) == 0;
     free(packet.at);
     if (is_returned) {
         ho_close(&handoff->client); /* now that it is on its way */

@@ -23,11 +23,12 @@ pub struct Language {
 const ALL_KINDS: &[&str] = &["seqpacket", "stream", "fdpass", "datagram"];
 
 pub const C: Language = Language { name: "c", command: c, kinds: ALL_KINDS };
+pub const PHP: Language = Language { name: "php", command: php, kinds: ALL_KINDS };
 pub const PYTHON: Language = Language { name: "python", command: python, kinds: ALL_KINDS };
 pub const RUST: Language = Language { name: "rust", command: rust, kinds: ALL_KINDS };
 
 /// The examples.
-pub const ALL: &[Language] = &[RUST, PYTHON, C];
+pub const ALL: &[Language] = &[RUST, PYTHON, PHP, C];
 
 /// What the checks are tried on: without a fault it passes them all.
 pub const FAULTY: Language = Language { name: "faulty", command: faulty, kinds: &[] };
@@ -58,6 +59,10 @@ fn rust() -> Command {
 
 fn python() -> Command {
     interpreted("python3", &examples().join("daemon-python/daemon.py"))
+}
+
+fn php() -> Command {
+    interpreted("php", &examples().join("daemon-php/daemon.php"))
 }
 
 fn faulty() -> Command {
