@@ -367,8 +367,8 @@ class Exchange:
         self.is_whole = self.keeps_alive = self.is_head_only = self.is_released = False
 
     def is_framing_known(self) -> bool:
-        return (self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.memfd is not None)
-                and isinstance(self.length, int) and self.length >= 0)
+        return (self.framing in ("none", "length", "chunked", "memfd") and isinstance(self.length, int)
+                and self.length >= 0 and (self.framing == "memfd") == (self.memfd is not None))
 
     def section(self, name: str) -> Dict[str, Any]:
         value = self.metadata.get(name)
@@ -415,7 +415,8 @@ class Exchange:
         self.state, self.taken_at = Exchange.OURS, time.monotonic()
         try:
             if not self.head_sent:
-                fields = {} if REASONS[reason] != 503 else {"Retry-After": str(1 if retry_after_s is None else retry_after_s)}
+                retry_after = str(1 if retry_after_s is None else retry_after_s)
+                fields = {"Retry-After": retry_after} if REASONS[reason] == 503 else {}
                 yield from self.respond(REASONS[reason], fields, b"", False)
             yield from self.finish(None, "ok" if self.is_whole else "error", None)
         except Ended:
@@ -577,7 +578,9 @@ class Exchange:
         if events[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             return True
         # With bytes unread, the client is still talking. They are counted, not peeked at: it may be the gateway's yet.
-        return not self.unread and bool(events[0][1] & select.POLLRDHUP) and fcntl.ioctl(client, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
+        if self.unread or not events[0][1] & select.POLLRDHUP:
+            return False
+        return fcntl.ioctl(client, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
 
     def gone(self, seconds: Optional[float]) -> Steps[bool]:
         """Waits until there is nobody to write to any more: the client left, or it was revoked."""
@@ -622,7 +625,8 @@ class Exchange:
                 and not self.wants_continue and (self.framing == "chunked" or self.remaining <= DISCARDED_BYTES_MAX))
 
     def can_return(self) -> bool:
-        return self.channel is not None and not self.channel.has_ended and not self.head_sent and self.client is not None
+        is_alive = self.channel is not None and not self.channel.has_ended
+        return is_alive and not self.head_sent and self.client is not None
 
     def head(self, status: int, headers: Headers, *own: Tuple[str, str]) -> bytes:
         try:
@@ -681,7 +685,7 @@ class Exchange:
             self.end(status, result, message)
 
     def close_gracefully(self) -> Steps[None]:
-        """Bytes that are unread at a close reset the connection, which can destroy the answer: so it reads for a moment."""
+        """Bytes unread at a close reset the connection, which can destroy the answer: so it reads for a moment."""
         try:
             client = self.open()
             client.shutdown(socket.SHUT_WR)
@@ -920,7 +924,8 @@ class Handoff(Described):
             self._exchange.end(None, *outcome(error))
         return isinstance(error, Ended)
 
-    def refuse(self, reason: str = "overloaded", retry_after_s: Optional[int] = None, message: Optional[str] = None) -> None:
+    def refuse(self, reason: str = "overloaded", retry_after_s: Optional[int] = None,
+               message: Optional[str] = None) -> None:
         """Gives it back untouched; only before it was taken. Other dialects than `baton` cannot: there the client is
         answered 503, or 403 for `denied`, 501 for `unsupported`."""
         run(self._exchange.refuse(reason, retry_after_s, message))
@@ -942,7 +947,7 @@ class Handoff(Described):
         return len(data)
 
     def respond(self, status: int, headers: Headers = (), body: bytes = b"", keep_alive: bool = False) -> None:
-        """Writes a whole response. `keep_alive` is for those that are given back, and says `close` where they cannot be."""
+        """Writes a whole response. `keep_alive` is for those that are given back; it says `close` where they cannot be."""
         run(self._exchange.respond(status, headers, body, keep_alive))
 
     def start(self, status: int, headers: Headers = ()) -> None:
@@ -1242,7 +1247,9 @@ class Incoming:
             raise ProtocolError("a message where this dialect has none")
         if not is_stream_socket(self.descriptors[0]):
             raise ProtocolError("the descriptor is not a stream socket")
-        return socket.socket(fileno=self.descriptors.pop()), b"" if dialect != "datagram" and self.data == b"\0" else bytes(self.data)
+        # A datagram's bytes are the client's, whatever they are.
+        is_empty = dialect != "datagram" and self.data == b"\0"
+        return socket.socket(fileno=self.descriptors.pop()), b"" if is_empty else bytes(self.data)
 
 
 class Acceptor:
@@ -1792,9 +1799,10 @@ class Acceptor:
         return encode_json(LOAD, 0, in_flight=self._in_flight, load=self._load)
 
 
-CGI_NAMES = {"AUTH_TYPE", "CONTENT_LENGTH", "CONTENT_TYPE", "GATEWAY_INTERFACE", "HTTPS", "PATH_INFO", "PATH_TRANSLATED",
-             "QUERY_STRING", "REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT", "REMOTE_USER", "REQUEST_METHOD", "REQUEST_URI",
-             "SCRIPT_NAME", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "SERVER_SOFTWARE"}
+CGI_NAMES = {"AUTH_TYPE", "CONTENT_LENGTH", "CONTENT_TYPE", "GATEWAY_INTERFACE", "HTTPS", "PATH_INFO",
+             "PATH_TRANSLATED", "QUERY_STRING", "REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT", "REMOTE_USER",
+             "REQUEST_METHOD", "REQUEST_URI", "SCRIPT_NAME", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL",
+             "SERVER_SOFTWARE"}
 
 
 def wake_waiter(changed: asyncio.Future) -> None:
