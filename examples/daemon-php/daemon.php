@@ -62,7 +62,7 @@ function answer(Handoff $handoff, float $interval): void
             $handoff->refuse($asked['reason'] ?? 'overloaded', $after === null ? null : (int) $after, 'as asked');
             break;
         case '/env':
-            $giveBack(JSON, json_encode((object) $handoff->env(), JSON_INVALID_UTF8_SUBSTITUTE | JSON_UNESCAPED_SLASHES));
+            $giveBack(JSON, json_encode((object) $handoff->env(), JSON_INVALID_UTF8_SUBSTITUTE));
             break;
         case '/meta':
             $giveBack(JSON, $handoff->metadataJson);
@@ -118,7 +118,8 @@ function options(array $arguments): array
 try {
     [$path, $dialect, $interval, $inFlightMax] = options(array_slice($argv, 1));
     // One after the other, there is only one at a time.
-    $acceptor = new Acceptor($path, $dialect, name: 'daemon-php', inFlightMax: function_exists('pcntl_fork') ? $inFlightMax : 1);
+    $inFlightMax = function_exists('pcntl_fork') ? $inFlightMax : 1;
+    $acceptor = new Acceptor($path, $dialect, name: 'daemon-php', inFlightMax: $inFlightMax);
 } catch (InvalidArgumentException | Baton\HandoffException $error) {
     fwrite(STDERR, USAGE . 'daemon: ' . $error->getMessage() . "\n");
     exit(2);

@@ -25,8 +25,8 @@ declare(strict_types=1);
 namespace Baton;
 
 use Closure;
-use Generator;
 use InvalidArgumentException;
+use Iterator;
 use IteratorAggregate;
 use LogicException;
 use RuntimeException;
@@ -70,6 +70,8 @@ const RECEIVE_TIMEOUT_S = 5.0;
 const CLOSE_PATIENCE_S = 2.0;
 /** A signal that comes just before a wait is noticed after so long: PHP runs its handler only between two statements. */
 const SIGNAL_LOOK_S = 0.25;
+/** After descriptors have run out, nothing is received for so long. */
+const EXHAUSTED_PAUSE_S = 0.05;
 /** What is read of a body to give a client back; a longer rest ends the connection instead. */
 const DISCARDED_BYTES_MAX = 64 << 10;
 const PREREAD_BYTES_MAX = 16 << 20;
@@ -84,8 +86,8 @@ const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
 const SO_DOMAIN = 39;
 
-const CGI_NAMES = ['AUTH_TYPE', 'CONTENT_LENGTH', 'CONTENT_TYPE', 'GATEWAY_INTERFACE', 'HTTPS', 'PATH_INFO', 'PATH_TRANSLATED',
-    'QUERY_STRING', 'REMOTE_ADDR', 'REMOTE_HOST', 'REMOTE_PORT', 'REMOTE_USER', 'REQUEST_METHOD', 'REQUEST_URI',
+const CGI_NAMES = ['AUTH_TYPE', 'CONTENT_LENGTH', 'CONTENT_TYPE', 'GATEWAY_INTERFACE', 'HTTPS', 'PATH_INFO',
+    'PATH_TRANSLATED', 'QUERY_STRING', 'REMOTE_ADDR', 'REMOTE_HOST', 'REMOTE_PORT', 'REMOTE_USER', 'REQUEST_METHOD', 'REQUEST_URI',
     'SCRIPT_NAME', 'SERVER_NAME', 'SERVER_PORT', 'SERVER_PROTOCOL', 'SERVER_SOFTWARE'];
 
 const PHRASES = [200 => 'OK', 201 => 'Created', 202 => 'Accepted', 204 => 'No Content', 206 => 'Partial Content',
@@ -218,7 +220,8 @@ final class Frame
     /** @return list<int> the flags of those that come behind the client, in order */
     public function memfds(): array
     {
-        return array_values(array_filter([FLAG_BODY, FLAG_DATA, FLAG_PREREAD], fn (int $flag): bool => ($this->flags & $flag) !== 0));
+        $flags = [FLAG_BODY, FLAG_DATA, FLAG_PREREAD];
+        return array_values(array_filter($flags, fn (int $flag): bool => ($this->flags & $flag) !== 0));
     }
 
     /** @return list<string> exactly so many */
@@ -356,7 +359,8 @@ final class Entry
 
     public function done(string $result, string $message): string
     {
-        return Frame::json(DONE, $this->id, ['bytes_out' => 0, 'duration_us' => 0, 'result' => $result, 'message' => $message]);
+        return Frame::json(DONE, $this->id,
+            ['bytes_out' => 0, 'duration_us' => 0, 'result' => $result, 'message' => $message]);
     }
 }
 
@@ -401,7 +405,7 @@ final class Channel
             $message = ['iov' => [$frame]];
             $stream = null;
             if ($client !== null) {
-                // As a Socket object it would be sent wrong: PHP before 8.4.23 puts descriptor 0 in its place.
+                // As a Socket object it would be sent wrong: PHP since 8.0 puts descriptor 0 in its place (php-src #22338).
                 $stream = socket_export_stream($client);
                 $message['control'] = [['level' => SOL_SOCKET, 'type' => SCM_RIGHTS, 'data' => [$stream]]];
             }
@@ -441,7 +445,7 @@ final class Channel
     public function read(): void
     {
         try {
-            for ($n = 0; $n < 64 && !$this->hasEnded && $this->readPacket(); $n++);
+            for ($n = 0; $n < 64 && !$this->hasEnded && $this->acceptor->hasRoom() && $this->readPacket(); $n++);
         } catch (ProtocolException $error) {
             $this->acceptor->say("a gateway's channel ends: {$error->getMessage()}");
             $this->end();
@@ -574,7 +578,8 @@ final class Channel
             $entry = new Entry($this->acceptor, $this, $frame->id);
             $this->lent[$frame->id] = $entry;
             $body = $memfds[FLAG_BODY] ?? null;
-            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body, metadataJson: $json);
+            $handoff = new Handoff($entry, $descriptors[0], $metadata, $data ?? '', $preread ?? '', $body,
+                metadataJson: $json);
             $isServed = $data !== null && $preread !== null && strlen($data) <= $this->acceptor->dataBytesMax
                 && $handoff->isFramingKnown();
             $this->acceptor->offer($handoff, $entry, $isServed ? null : 'unsupported');
@@ -762,7 +767,7 @@ final class Handoff
     ) {
         $this->process = (int) getmypid();
         $request = $this->section('request');
-        $this->id = is_string($metadata['id'] ?? null) && $metadata['id'] !== '' ? $metadata['id'] : bin2hex(random_bytes(16));
+        $this->id = self::text($metadata['id'] ?? '') ?: bin2hex(random_bytes(16));
         $this->method = self::text($request['method'] ?? '');
         $this->target = self::text($request['target'] ?? '');
         $pairs = array_filter((array) ($request['headers'] ?? []), fn (mixed $pair): bool => is_array($pair)
@@ -863,7 +868,7 @@ final class Handoff
             return $this->environment;
         }
         $variables = ['GATEWAY_INTERFACE' => 'CGI/1.1', 'SERVER_SOFTWARE' => 'baton', 'HANDOFF_ID' => $this->id,
-            'HANDOFF_ROLE' => $this->role];
+            'HANDOFF_ROLE' => $this->role ?: 'responder'];
         if ($this->headSent) {
             $variables['HANDOFF_HEAD_SENT'] = '1';
         }
@@ -871,7 +876,7 @@ final class Handoff
         $server = $this->section('server');
         if ($this->metadata !== [] && $this->section('request') !== []) {
             $variables += $this->envOfRequest();
-        } elseif ($this->client !== null && in_array(socket_get_option($this->client, SOL_SOCKET, SO_DOMAIN), [AF_INET, AF_INET6], true)) {
+        } elseif ($this->client !== null && socket_get_option($this->client, SOL_SOCKET, SO_DOMAIN) !== AF_UNIX) {
             @socket_getpeername($this->client, $client['ip'], $client['port']);
             @socket_getsockname($this->client, $server['ip'], $server['port']);
         }
@@ -950,9 +955,10 @@ final class Handoff
         }
         if ($this->entry->channel !== null) {
             $isSent = null;
-            $this->entry->channel->send(Frame::encode(TAKEN, $this->entry->id), null, function (bool $is) use (&$isSent): void {
+            $sent = function (bool $is) use (&$isSent): void {
                 $isSent = $is;
-            });
+            };
+            $this->entry->channel->send(Frame::encode(TAKEN, $this->entry->id), null, $sent);
             // It must be known to have been sent before the client is touched.
             $end = now() + $this->entry->acceptor->writeTimeout;
             while ($isSent === null && now() < $end) {
@@ -1142,7 +1148,8 @@ final class Handoff
                 [$read, $write, $except] = [$isWrite ? [] : [$stream], $isWrite ? [$stream] : [], []];
                 $isReady = @stream_select($read, $write, $except, 0, (int) ($turn * 1e6)) > 0;
             } else {
-                $isReady = $this->entry->acceptor->turn($isWrite ? null : $this->client, $isWrite ? $this->client : null, $turn);
+                [$read, $write] = $isWrite ? [null, $this->client] : [$this->client, null];
+                $isReady = $this->entry->acceptor->turn($read, $write, $turn);
             }
         } while (!$isReady);
     }
@@ -1196,7 +1203,8 @@ final class Handoff
             if ($this->chunkState === 'size') {
                 $digits = trim(explode(';', $this->line(CHUNK_LINE_BYTES_MAX), 2)[0], " \t");
                 if (!preg_match('/^(?=.{1,16}$)0*[0-9a-fA-F]{1,15}$/D', $digits)) {
-                    throw new BodyException("a chunk's size '" . addcslashes(substr($digits, 0, 20), "\0..\37\177..\377") . "'");
+                    $shown = addcslashes(substr($digits, 0, 20), "\0..\37\177..\377");
+                    throw new BodyException("a chunk's size '$shown'");
                 }
                 $this->remaining = (int) hexdec($digits);
                 $this->chunkState = $this->remaining > 0 ? 'data' : 'trailer';
@@ -1437,7 +1445,8 @@ final class Handoff
             return;
         }
         // What ends with the connection must not look whole when it is not.
-        $isCut = ($this->bytesOut > 0 || $this->headSent) && !$this->isWhole && !in_array($result, ['ok', 'revoked'], true);
+        $isBegun = $this->bytesOut > 0 || $this->headSent;
+        $isCut = $isBegun && !$this->isWhole && !in_array($result, ['ok', 'revoked'], true);
         if ($isCut && $this->client !== null) {
             @socket_set_option($this->client, SOL_SOCKET, SO_LINGER, ['l_onoff' => 1, 'l_linger' => 0]);
         }
@@ -1451,7 +1460,8 @@ final class Handoff
     private function report(?int $status, string $result, ?string $message): array
     {
         return ['status' => $this->headSent ? null : $status ?? $this->status, 'bytes_out' => $this->bytesOut,
-            'duration_us' => (int) round((now() - $this->takenAt) * 1e6), 'result' => $result, 'message' => self::cut($message)];
+            'duration_us' => (int) round((now() - $this->takenAt) * 1e6), 'result' => $result,
+            'message' => self::cut($message)];
     }
 
     /** Reads the rest of the body, so that the next request is what follows; not when that is too much. */
@@ -1531,6 +1541,47 @@ final class Incoming
 }
 
 /**
+ * What `foreach` asks. A generator would keep the last one while it waits for the next.
+ *
+ * @implements Iterator<int, Handoff>
+ */
+final class Clients implements Iterator
+{
+    private ?Handoff $next = null;
+    private int $count = 0;
+
+    public function __construct(private readonly Acceptor $acceptor)
+    {
+    }
+
+    public function rewind(): void
+    {
+        $this->next();
+    }
+
+    public function next(): void
+    {
+        $this->next = $this->acceptor->accept();
+    }
+
+    public function valid(): bool
+    {
+        return $this->next !== null;
+    }
+
+    public function key(): int
+    {
+        return $this->count++;
+    }
+
+    public function current(): Handoff
+    {
+        [$handoff, $this->next] = [$this->next, null];
+        return $handoff;
+    }
+}
+
+/**
  * Listens for clients that are handed over.
  *
  * @implements IteratorAggregate<int, Handoff>
@@ -1560,6 +1611,7 @@ final class Acceptor implements IteratorAggregate
     private bool $isOne = false;
     private ?float $load = null;
     private float $servedAt = 0.0;
+    private float $pauseUntil = 0.0;
     /** @var Closure(string): void */
     private readonly Closure $report;
 
@@ -1627,13 +1679,9 @@ final class Acceptor implements IteratorAggregate
         }
     }
 
-    /** @return Generator<int, Handoff> */
-    public function getIterator(): Generator
+    public function getIterator(): Clients
     {
-        while (($handoff = $this->accept()) !== null) {
-            yield $handoff;
-            unset($handoff);
-        }
+        return new Clients($this);
     }
 
     /**
@@ -1730,16 +1778,19 @@ final class Acceptor implements IteratorAggregate
             $this->endListening();
         }
         $this->servedAt = now();
+        if ($this->servedAt < $this->pauseUntil) {
+            $seconds = min($seconds, $this->pauseUntil - $this->servedAt);
+        }
         $reading = $this->readable();
         $writing = array_filter($this->channels, fn (Channel $channel): bool => $channel->hasUnsent());
         $readable = array_map(fn (object $one): Socket => $one instanceof Socket ? $one : $one->connection, $reading);
         $writable = array_map(fn (Channel $channel): Socket => $channel->connection, array_values($writing));
         array_push($readable, ...($read === null ? [] : [$read]));
         array_push($writable, ...($write === null ? [] : [$write]));
-        $except = null;
+        [$except, $microseconds] = [null, (int) (fmod($seconds, 1.0) * 1e6)];
         if ($readable === [] && $writable === []) {
             usleep((int) ($seconds * 1e6));
-        } elseif (@socket_select($readable, $writable, $except, (int) $seconds, (int) (fmod($seconds, 1.0) * 1e6)) === false) {
+        } elseif (@socket_select($readable, $writable, $except, (int) $seconds, $microseconds) === false) {
             return false; // a signal
         }
         foreach ($writing as $channel) {
@@ -1790,6 +1841,21 @@ final class Acceptor implements IteratorAggregate
         foreach ($this->workers as $worker) {
             $worker->revoke($entry);
         }
+    }
+
+    /** Descriptors that find no room when they are received are closed by the kernel, clients and all. */
+    public function hasRoom(): bool
+    {
+        $spare = [];
+        while (count($spare) < 4 && ($one = @fopen('/dev/null', 'r')) !== false) {
+            $spare[] = $one;
+        }
+        closeAll($spare);
+        if (count($spare) < 4) {
+            $this->pauseUntil = now() + EXHAUSTED_PAUSE_S;
+            return false;
+        }
+        return true;
     }
 
     public function isAllowed(?int $uid, ?int $gid): bool
@@ -1864,7 +1930,7 @@ final class Acceptor implements IteratorAggregate
         [$this->queue, $this->channels, $this->workers, $this->incoming] = [[], [], [], []];
         $this->hasStopped = true;
         $this->processes = [];
-        // What stops the daemon is sent to all of its processes by terminals and service managers: this one's client goes on.
+        // What stops the daemon is sent to all its processes by terminals and service managers: this one's client goes on.
         pcntl_signal(SIGTERM, SIG_IGN);
         pcntl_signal(SIGINT, SIG_IGN);
         $this->upstream = new Upstream($upstream, $handoff);
@@ -1942,7 +2008,7 @@ final class Acceptor implements IteratorAggregate
         } elseif ($input !== null) {
             $this->adopt($input);
         } else {
-            throw new InvalidArgumentException('no path, and this process was started with neither a listener nor a client');
+            throw new InvalidArgumentException('no path, and neither a listener nor a client to start with');
         }
     }
 
@@ -1964,7 +2030,8 @@ final class Acceptor implements IteratorAggregate
         if (socket_get_option($inherited, SOL_SOCKET, SO_PASSCRED) === 0) {
             // What was sent before it was asked for has no sender's name: a HELLO may, a client may not.
             if ($this->dialect !== 'baton') {
-                throw new InvalidArgumentException('the inherited socket is not told who sends (SO_PASSCRED, PassCredentials=yes)');
+                throw new InvalidArgumentException(
+                    'the inherited socket is not told who sends (SO_PASSCRED, PassCredentials=yes)');
             }
             socket_set_option($inherited, SOL_SOCKET, SO_PASSCRED, 1);
         }
@@ -2010,7 +2077,8 @@ final class Acceptor implements IteratorAggregate
             'response' => ['head_sent' => ($environment['HANDOFF_HEAD_SENT'] ?? '') === '1'],
             'metadata' => ['role' => $environment['HANDOFF_ROLE'] ?? '']];
         $file = $environment['HANDOFF_DATA_FILE'] ?? null;
-        $data = $file === null ? $environment['HANDOFF_DATA'] ?? '' : file_get_contents($file, length: $this->dataBytesMax + 1);
+        $data = $file === null ? $environment['HANDOFF_DATA'] ?? ''
+            : (string) file_get_contents($file, length: $this->dataBytesMax + 1);
         if (strlen($data) > $this->dataBytesMax) {
             throw new InvalidArgumentException("more than $this->dataBytesMax bytes of data");
         }
@@ -2026,27 +2094,33 @@ final class Acceptor implements IteratorAggregate
     /** @return list<Socket|Channel|Worker|Incoming|Upstream> whom to read from */
     private function readable(): array
     {
+        if (now() < $this->pauseUntil) {
+            return [...array_values($this->workers), ...($this->upstream === null ? [] : [$this->upstream])];
+        }
         $reads = $this->isWanted && $this->queue === [] && $this->inFlight < $this->inFlightMax;
-        $listens = $this->listener !== null && ($this->dialect === 'baton' || $reads) && count($this->incoming) < INCOMING_MAX;
-        return [...($listens ? [$this->listener] : []), ...array_values($this->channels), ...array_values($this->workers),
-            ...($reads ? array_values($this->incoming) : []), ...($this->upstream === null ? [] : [$this->upstream])];
+        $listens = ($this->dialect === 'baton' || $reads) && count($this->incoming) < INCOMING_MAX;
+        return [...($listens && $this->listener !== null ? [$this->listener] : []), ...array_values($this->channels),
+            ...array_values($this->workers), ...($reads ? array_values($this->incoming) : []),
+            ...($this->upstream === null ? [] : [$this->upstream])];
     }
 
     private function readFrom(object $one): void
     {
         if ($one instanceof Incoming) {
             // In other dialects than `baton`, reading is taking: only what is waited for is read.
-            if ($this->queue === [] && $this->isWanted) {
+            if ($this->queue === [] && $this->isWanted && $this->hasRoom()) {
                 $this->readIncoming($one);
             }
         } elseif (!$one instanceof Socket) {
             $one->read();
         } elseif ($this->dialect === 'datagram') {
-            $this->readDatagram($one);
+            if ($this->hasRoom()) {
+                $this->readDatagram($one);
+            }
         } elseif (($connection = @socket_accept($one)) !== false) {
             $this->begin($connection);
-        } elseif (in_array(socket_last_error($one), [SOCKET_EMFILE, SOCKET_ENFILE, SOCKET_ENOBUFS, SOCKET_ENOMEM], true)) {
-            usleep(20_000); // until others have closed something
+        } elseif (!in_array(socket_last_error($one), [SOCKET_EAGAIN, SOCKET_ECONNABORTED, SOCKET_EINTR], true)) {
+            $this->pauseUntil = now() + EXHAUSTED_PAUSE_S;
         }
     }
 
@@ -2070,7 +2144,8 @@ final class Acceptor implements IteratorAggregate
         }
         $channel = new Channel($this, $connection);
         $channel->send(Frame::json(HELLO, 0, ['versions' => [1], 'name' => $this->name, 'pid' => getmypid(),
-            'in_flight_max' => $this->inFlightMax, 'data_bytes_max' => $this->dataBytesMax, 'roles' => $this->roles ?: null]));
+            'in_flight_max' => $this->inFlightMax, 'data_bytes_max' => $this->dataBytesMax,
+            'roles' => $this->roles ?: null]));
         if ($this->load !== null) {
             $channel->send($this->loadFrame());
         }

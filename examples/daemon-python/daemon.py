@@ -95,7 +95,7 @@ def serve(handoff: Handoff, interval: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="daemon", description=__doc__)
     parser.add_argument("socket")
-    parser.add_argument("dialect", nargs="?", choices=DIALECTS, default="seqpacket")
+    parser.add_argument("dialect", nargs="?", choices=DIALECTS, default="baton")
     parser.add_argument("--interval", type=int, default=100, metavar="MS")
     parser.add_argument("--in-flight-max", type=int, default=100, metavar="N")
     options = parser.parse_args()

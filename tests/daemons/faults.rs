@@ -28,6 +28,7 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("keeps-a-stale-socket", &["replaces_a_stale_socket_and_no_live_one"]),
     ("takes-a-live-socket", &["replaces_a_stale_socket_and_no_live_one"]),
     ("one-channel-at-a-time", &["serves_channels_side_by_side"]),
+    ("one-lock", &["a_gateway_that_does_not_read_delays_nobody"]),
     ("keeps-ended-channels", &["lets_go_of_channels_that_end"]),
     ("one-by-one", &["takes_a_packet_whole_or_not_at_all"]),
     ("ignores-trailing-bytes", &["takes_a_packet_whole_or_not_at_all", "ends_a_channel_with_a_wrong_header"]),

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use baton::handoff::native::frame::{Frame, Hello, Refusal, Report};
 use baton::handoff::native::header::PACKET_BYTES_MAX;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -70,6 +70,23 @@ impl Channel {
     #[track_caller]
     pub fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) {
         send_on(&self.socket, packet, descriptors).expect("the daemon reads");
+    }
+
+    /// As many of one packet as there is room for, without reading a word of the answers.
+    pub fn flood(&self, packet: &[u8]) {
+        let mut tries = 0;
+        // Where the daemon has made room once more in a while, it still reads.
+        while tries < 20 {
+            match nix::sys::socket::send(self.socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => tries = 0,
+                Err(nix::errno::Errno::EAGAIN) => {
+                    tries += 1;
+                    std::thread::park_timeout(std::time::Duration::from_millis(5));
+                }
+                // The daemon has ended the channel: that is one way.
+                Err(_) => return,
+            }
+        }
     }
 
     #[track_caller]

@@ -36,7 +36,7 @@ const NATIVE: &[Check] = checks! {
         ends_a_channel_that_does_not_begin_with_hello, agrees_on_a_version, ends_a_channel_with_a_second_hello,
         refuses_peers_that_are_not_allowed, does_not_start_with_a_list_that_cannot_be_read,
         lets_its_group_connect_and_nobody_else, replaces_a_stale_socket_and_no_live_one, serves_channels_side_by_side,
-        lets_go_of_channels_that_end, takes_a_packet_whole_or_not_at_all;
+        a_gateway_that_does_not_read_delays_nobody, lets_go_of_channels_that_end, takes_a_packet_whole_or_not_at_all;
     owned: touches_no_client_before_taken_was_sent, touches_no_client_of_a_gateway_that_has_gone, takes_late_and_serves,
         refuses_with_a_reason, reports_what_it_wrote, closes_before_it_says_done, reports_a_failure,
         reports_what_it_forgot, streams_ten_events_with_the_data_in_the_first, serves_where_the_metadata_says_nothing,

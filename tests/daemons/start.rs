@@ -193,6 +193,20 @@ pub fn serves_channels_side_by_side(language: Language) {
     one.is_alive();
 }
 
+/// Who asks and does not read the answers stops itself at most.
+pub fn a_gateway_that_does_not_read_delays_nobody(language: Language) {
+    let daemon = Daemon::native(language);
+    let deaf = Channel::open(&daemon);
+    deaf.flood(&Frame::Ping(vec![b'p'; 50_000]).encode());
+    let mut other = Channel::open(&daemon);
+    for _ in 0..3 {
+        assert!(other.served(&Request::get("/hello")).0.ends_with(b"hello\n"));
+        other.is_alive();
+    }
+    drop(deaf);
+    assert!(Channel::open(&daemon).served(&Request::get("/hello")).0.ends_with(b"hello\n"));
+}
+
 /// What connects and leaves, or only connects, costs nothing in the end.
 pub fn lets_go_of_channels_that_end(language: Language) {
     let daemon = Daemon::native(language);
