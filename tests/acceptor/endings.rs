@@ -44,7 +44,7 @@ fn one_that_is_dropped_is_refused_or_closed() {
     assert_eq!(gateway.refused(1).reason, Reason::Overloaded);
     assert_eq!(whole(&mut far), "");
 
-    let mut far = gateway.hand_over(2, get());
+    far = gateway.hand_over(2, get());
     let handoff = accept(&mut acceptor);
     handoff.take().unwrap();
     drop(handoff);
@@ -55,7 +55,7 @@ fn one_that_is_dropped_is_refused_or_closed() {
     assert_eq!(whole(&mut far), "");
 
     // Half of an answer that would look whole.
-    let mut far = gateway.hand_over(3, get());
+    far = gateway.hand_over(3, get());
     let mut handoff = accept(&mut acceptor);
     handoff.start(200, &[]).unwrap();
     far.read_exact(&mut [0; 10]).unwrap();
@@ -65,7 +65,7 @@ fn one_that_is_dropped_is_refused_or_closed() {
     assert_eq!(gateway.done(3).status, Some(200));
     assert!(was_reset(&mut far));
     // Also a thread that panics is one that drops.
-    let mut far = gateway.hand_over(4, get());
+    far = gateway.hand_over(4, get());
     let handoff = accept(&mut acceptor);
     std::thread::spawn(move || {
         let _handoff = handoff;
@@ -243,6 +243,7 @@ fn a_client_that_takes_nothing_and_one_that_left_are_errors_of_writing() {
     assert_eq!(report.result, Outcome::Timeout);
     assert!(report.bytes_out > 1 << 16 && was_reset(&mut far));
 
+    drop(far);
     let far = gateway.hand_over(2, get());
     let mut handoff = accept(&mut acceptor);
     handoff.start(200, &[]).unwrap();
@@ -277,7 +278,7 @@ fn the_socket_itself_can_be_had() {
     drop(client);
     assert_eq!(whole(&mut far), "raw");
     // Where it cannot be taken, whoever has it has nothing.
-    let mut far = gateway.hand_over(2, get());
+    far = gateway.hand_over(2, get());
     let handoff = accept(&mut acceptor);
     drop(gateway);
     let mut client = handoff.into_stream();

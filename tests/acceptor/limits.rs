@@ -67,9 +67,8 @@ fn data_past_its_limit_is_refused_and_at_it_arrives() {
 fn exhaust(left: usize) -> (Vec<OwnedFd>, u64) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 200.min(soft), hard).unwrap();
-    let some = std::fs::File::open("/dev/null").unwrap();
-    let mut held: Vec<OwnedFd> = Vec::new();
-    while let Ok(copy) = some.as_fd().try_clone_to_owned() {
+    let mut held: Vec<OwnedFd> = vec![std::fs::File::open("/dev/null").unwrap().into()];
+    while let Ok(copy) = held[0].try_clone() {
         held.push(copy);
     }
     held.truncate(held.len() - left);

@@ -73,7 +73,7 @@ fn a_refusal_is_an_answer_and_a_reset_behind_a_head() {
             assert!(whole(&mut far).starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"));
         }
         // Touched: it is whoever touched it who answers.
-        let mut far = hand_over(&bench, kind);
+        far = hand_over(&bench, kind);
         let handoff = accept(&mut acceptor);
         handoff.client();
         handoff.refuse(Reason::Denied, None, "").unwrap_err().finish(End::ok());
