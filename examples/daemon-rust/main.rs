@@ -1,5 +1,6 @@
 //! A daemon that takes handed-over clients and answers each by its request's path, one thread each.
-//! `daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]`
+//! `daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]`; `-` is what it was started
+//! with: a listener (systemd, or standard input), one connection (`Accept=yes`, inetd), or one request (CGI)
 
 mod paths;
 
@@ -36,14 +37,20 @@ fn main() -> io::Result<ExitCode> {
     signals.thread_block()?;
 
     let report = |error: &_| eprintln!("dropped a peer: {error}");
-    let mut acceptor = Acceptor::bind(&socket, dialect, Options { in_flight_max, report, ..Options::default() })?;
+    let options = Options { in_flight_max, report, ..Options::default() };
+    let is_inherited = socket == "-";
+    let mut acceptor =
+        if is_inherited { Acceptor::inherited(dialect, options)? } else { Acceptor::bind(&socket, dialect, options)? };
     let stop = acceptor.stop_handle();
     thread::spawn(move || {
         // It fails only for a set that is not blocked.
         let _ = signals.wait();
         stop.stop();
     });
-    println!("ready {socket}");
+    // Standard output may be somebody's answer.
+    if !is_inherited {
+        println!("ready {socket}");
+    }
     while let Some(handoff) = acceptor.accept()? {
         // A thread that cannot be had drops the handoff, which refuses it: another daemon takes the client.
         let serving = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || paths::serve(handoff, interval));

@@ -9,6 +9,7 @@ mod bodies;
 mod channels;
 mod endings;
 mod hostile;
+mod inherited;
 mod limits;
 mod others;
 mod scripted;

@@ -34,6 +34,11 @@ impl Gateway {
     pub(crate) fn connect(path: &Path) -> Self {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(socket.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        Self::on(socket)
+    }
+
+    /// On a connection that is there.
+    pub(crate) fn on(socket: OwnedFd) -> Self {
         Self { socket, heard: VecDeque::new(), greeting: None, descriptors: VecDeque::new(), packets: 0 }
     }
 
