@@ -1,5 +1,5 @@
 //! A daemon that takes handed-over clients and answers each by its request's path, one thread each.
-//! `daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]`; `-` is what it was started
+//! `daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]`; `-` is what it was started
 //! with: a listener (systemd, or standard input), one connection (`Accept=yes`, inetd), or one request (CGI)
 
 mod paths;
@@ -26,7 +26,7 @@ struct Arguments {
 
 fn main() -> io::Result<ExitCode> {
     let Some(arguments) = arguments() else {
-        eprintln!("usage: daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]");
+        eprintln!("usage: daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]");
         return Ok(ExitCode::from(2));
     };
     let Arguments { socket, dialect, interval, in_flight_max } = arguments;
@@ -73,7 +73,7 @@ fn reason(word: &str) -> Option<Reason> {
 }
 
 fn arguments() -> Option<Arguments> {
-    let (mut socket, mut dialect) = (None, Dialect::Baton);
+    let (mut socket, mut dialect) = (None, Dialect::Seqpacket);
     let (mut interval_ms, mut in_flight_max) = (100, Options::default().in_flight_max);
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {

@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use baton::handoff::native::frame::Frame;
-use baton::handoff::{Acceptor, Handoff};
+use baton::handoff::{Acceptor, Handoff, watch};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -46,8 +46,7 @@ fn a_runtime_needs_nothing_but_the_descriptor() {
         }
     });
     let served = runtime.block_on(async {
-        let readiness =
-            AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned().unwrap(), Interest::READABLE).unwrap();
+        let readiness = watch(acceptor.as_fd().try_clone_to_owned().unwrap(), Interest::READABLE).unwrap();
         let mut served = 0;
         while let Some(mut handoff) =
             tokio::time::timeout(patience(), accept(&readiness, &mut acceptor)).await.expect("in time")
@@ -74,8 +73,7 @@ fn what_a_handoff_has_read_wakes_the_runtime() {
     let mut acceptor = bench.acceptor();
     let gateway = Gateway::greet(&bench.path());
     runtime.block_on(async {
-        let readiness =
-            AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned().unwrap(), Interest::READABLE).unwrap();
+        let readiness = watch(acceptor.as_fd().try_clone_to_owned().unwrap(), Interest::READABLE).unwrap();
         let _first = gateway.hand_over(1, get());
         let handoff = accept(&readiness, &mut acceptor).await.unwrap();
         handoff.take().unwrap();

@@ -183,7 +183,8 @@ fn whoever_left_is_noticed_without_writing() {
     let bench = Bench::new();
     let mut acceptor = bench.acceptor();
     let gateway = Gateway::greet(&bench.path());
-    let leave: [(&str, fn(TcpStream) -> Option<TcpStream>); 3] = [
+    type Leave = fn(TcpStream) -> Option<TcpStream>;
+    let leave: [(&str, Leave); 3] = [
         ("closed", |_| None),
         ("reset", |far| {
             let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };

@@ -114,7 +114,7 @@ fn a_client_on_standard_input_is_served_and_its_end_is_its_end() {
     // As `baton receive` starts a program.
     let (client, mut far) = tcp_client();
     let mut command = Command::new(daemon());
-    command.args(["-"]).stdin(OwnedFd::from(client)).env("GATEWAY_INTERFACE", "CGI/1.1");
+    command.arg("-").stdin(OwnedFd::from(client)).env("GATEWAY_INTERFACE", "CGI/1.1");
     command.envs([("HANDOFF_ROLE", "responder"), ("REQUEST_URI", "/data"), ("HANDOFF_DATA", "of the policy")]);
     let mut process = Daemon(command.spawn().unwrap());
     let answer = whole(&mut far);
@@ -125,7 +125,7 @@ fn a_client_on_standard_input_is_served_and_its_end_is_its_end() {
 #[test]
 fn a_web_servers_program_reads_the_body_and_says_status() {
     let mut command = Command::new(daemon());
-    command.args(["-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).env("GATEWAY_INTERFACE", "CGI/1.1");
+    command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).env("GATEWAY_INTERFACE", "CGI/1.1");
     command.envs([("REQUEST_METHOD", "POST"), ("REQUEST_URI", "/echo?x"), ("CONTENT_LENGTH", "5")]);
     let mut process = Daemon(command.spawn().unwrap());
     // The server keeps its end open: a length says where it ends.

@@ -6,7 +6,7 @@ use baton::handoff::native::frame::{Memfds, Reason};
 use baton::handoff::{End, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::scripted::{Gateway, get, handoff, handoff_with, memfd, tcp_client};
+use crate::scripted::{Gateway, get, handoff, handoff_with, memfd, request, tcp_client};
 use crate::{Bench, accept, options, whole};
 
 #[test]
@@ -126,18 +126,43 @@ fn without_descriptors_a_new_gateway_waits() {
     accept(&mut acceptor).finish(End::ok());
 }
 
-/// What a stream that lasts needs of memory, beside its descriptor.
+/// What of this process is in memory.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// What a stream that lasts needs, beside its descriptor.
 #[test]
-fn a_handoff_that_was_shrunk_is_small() {
+fn a_stream_that_lasts_needs_little_memory() {
+    const COUNT: usize = 2000;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let bench = Bench::new();
-    let mut acceptor = bench.acceptor();
-    let gateway = Gateway::greet(&bench.path());
-    let (client, _far) = tcp_client();
-    let frame = handoff_with(1, get(), &[b'd'; 10_000], &[], Memfds::default());
-    gateway.send(&[frame], &[client.as_fd()]);
-    let mut handoff = accept(&mut acceptor);
-    handoff.take().unwrap();
-    handoff.shrink();
-    assert_eq!((handoff.data().len(), handoff.metadata().len()), (0, 0));
-    handoff.finish(200);
+    let mut acceptor = bench.acceptor_with(Options { in_flight_max: COUNT, ..options() });
+    let mut gateway = Gateway::greet(&bench.path());
+    let fields = [("user-agent", "Mozilla/5.0 (X11; Linux x86_64) and much more"), ("accept", "text/event-stream")];
+    let metadata = request("GET", "/v1/chat", &fields);
+    let mut fars = Vec::with_capacity(COUNT);
+    let mut held = Vec::with_capacity(COUNT);
+    let mut before = 0;
+    for id in 1..=COUNT as u64 {
+        let (client, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        gateway.send(&[handoff_with(id, metadata.clone(), &[b'd'; 10_000], &[], Memfds::default())], &[client.as_fd()]);
+        fars.push(far);
+        let mut handoff = accept(&mut acceptor);
+        handoff.start(200, &[("Content-Type", "text/event-stream")]).unwrap();
+        handoff.shrink();
+        assert_eq!((handoff.data().len(), handoff.metadata().len()), (0, 0));
+        held.push(handoff);
+        gateway.taken(id);
+        if id as usize == COUNT / 2 {
+            before = resident_bytes();
+        }
+    }
+    let each = (resident_bytes() - before) / (COUNT / 2);
+    assert!(each <= 1024, "{each} bytes");
+    drop((held, fars, gateway, acceptor));
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    bench.check_ledger();
 }

@@ -48,9 +48,15 @@ use super::socket_file::{SocketFile, remove_stale};
 /// use baton::handoff::{Acceptor, Handoff};
 /// use tokio::io::{Interest, unix::AsyncFd};
 ///
-/// async fn accept(acceptor: &mut Acceptor) -> std::io::Result<Option<Handoff>> {
-///     // To be kept from one client to the next, where many come.
-///     let readiness = AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+/// /// What tells that there may be something to accept.
+/// fn readiness(acceptor: &Acceptor) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+///     let copy = acceptor.as_fd().try_clone_to_owned()?;
+///     // SAFETY: the copy stays open as long as its registration, which owns it.
+///     let registered = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) };
+///     registered.map_err(|error| error.into_parts().1)
+/// }
+///
+/// async fn accept(acceptor: &mut Acceptor, readiness: &AsyncFd<std::os::fd::OwnedFd>) -> std::io::Result<Option<Handoff>> {
 ///     loop {
 ///         let mut ready = readiness.readable().await?;
 ///         match acceptor.try_accept()? {
