@@ -328,7 +328,7 @@ fn every_fault_is_named_by_line_and_key() {
              [[route]]\npath = \"/y\"\ndefault = { handoff = \"a\", response_head = { status = 600 } }\n",
             &[
                 ":6: target.a.allow_uids: ",
-                ":9: target.b.dialect: dialect is seqpacket, stream, fdpass, datagram or auto, not \"fd-pass\"",
+                ":9: target.b.dialect: dialect is seqpacket, stream, fdpass, datagram, baton or auto, not \"fd-pass\"",
                 ":12: route[0].default.response_head.status: ",
                 ":12: route[0].default.response_head.headers.Content-Length: ",
                 ":12: route[0].default.response_head.headers.a b: ",

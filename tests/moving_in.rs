@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::unistd::User;
 use support::fastcgi::{PhpFpm, Program};
 use support::{Client, Gateway, Lines, folder, peers};
 use tempfile::TempDir;
@@ -229,11 +230,14 @@ impl Daemon {
         let mut command = Command::new("python3");
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/daemon-python/daemon.py"));
         command.arg(socket).args(["fdpass", "--interval", "1"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        // Apache serves as another user, where we are root.
+        let own = nix::unistd::geteuid();
+        let theirs = if own.is_root() { User::from_name("www-data").unwrap().expect("Debian's").uid } else { own };
+        command.env("BATON_GATEWAY_UIDS", format!("{own},{theirs}"));
         let mut child = command.spawn().expect("it starts");
         let said = Lines::read(child.stdout.take().expect("piped"));
         let daemon = Self(child);
         said.wait(0, &["ready"]);
-        // Apache serves as another user.
         fs::set_permissions(socket, Permissions::from_mode(0o666)).unwrap();
         daemon
     }

@@ -1,101 +1,116 @@
 #!/usr/bin/env python3
-"""A daemon that takes handed-over clients and streams to each. Standard library only."""
+"""A daemon that takes handed-over clients, and answers by the request's path. Standard library only."""
 
 import argparse
-import array
 import json
-import os
-import socket
+import logging
+import signal
+import sys
 import threading
 import time
+import urllib.parse
 
-KINDS = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM, "fdpass": socket.SOCK_STREAM,
-         "datagram": socket.SOCK_DGRAM}
-DATA_BYTES_MAX = 1 << 20
-HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-        b"Cache-Control: no-store\r\nConnection: close\r\n\r\n")
+from handoff import DIALECTS, Acceptor, ClientGone, Handoff, HandoffError, Revoked
 
-
-def receive(connection, dialect):
-    """The message's data and its one client; reading it is the acknowledgement."""
-    data, descriptors, whole = b"", array.array("i"), False
-    while not whole:
-        # Room for all 253 descriptors that can come: in a smaller buffer, strays would leak. Python makes them
-        # close-on-exec.
-        part, ancillary, flags, _ = connection.recvmsg(DATA_BYTES_MAX, socket.CMSG_SPACE(253 * 4))
-        for level, kind, numbers in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                descriptors.frombytes(numbers[:len(numbers) // 4 * 4])
-        data += part
-        broken = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > DATA_BYTES_MAX or len(descriptors) > 1
-        whole = broken or dialect != "stream" or not part
-    if broken or len(descriptors) != 1:
-        for number in descriptors:
-            os.close(number)
-        raise ValueError(f"{len(descriptors)} descriptors, {len(data)} bytes")
-    return (b"" if data == b"\0" else data), socket.socket(fileno=descriptors[0])
+TEXT = {"Content-Type": "text/plain"}
+OCTETS = {"Content-Type": "application/octet-stream"}
 
 
-def serve(connection, dialect, interval):
-    with connection:
-        connection.settimeout(5)  # a silent peer must not keep this thread
-        data, client = receive(connection, dialect)
-    stream(data, client, dialect, interval)
+def stream(handoff: Handoff, interval: float) -> None:
+    """Ten events, one after the other."""
+    handoff.start(200, {"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    for n in range(1, 11):
+        text = handoff.data.decode(errors="replace") if n == 1 else "hello"
+        handoff.write(b"data: %s\n\n" % json.dumps({"n": n, "text": text}, separators=(",", ":")).encode())
+        if handoff.gone(interval):
+            # The next write would say the same; nobody needs to be waited for until then.
+            raise Revoked() if handoff.revoked() else ClientGone("the client has left")
+    handoff.write(b"event: done\ndata: {}\n\n")
+    handoff.finish(200)
 
 
-def stream(data, client, dialect, interval):
-    with client:
-        # The client arrives non-blocking. sendall goes on after short writes, and Python ignores SIGPIPE.
-        client.settimeout(30)
-        client.sendall(b"" if dialect == "fdpass" else HEAD)  # which the gateway has written in that dialect
-        for n in range(1, 11):
-            text = data.decode(errors="replace") if n == 1 else "hello"
-            client.sendall(b"data: %s\n\n" % json.dumps({"n": n, "text": text}, separators=(",", ":")).encode())
-            time.sleep(interval)
-        client.sendall(b"event: done\ndata: {}\n\n")
-        # Some of the request's body may be unread; a plain close would reset the connection under the answer.
-        client.shutdown(socket.SHUT_WR)
-        end = time.monotonic() + 2
-        while (left := end - time.monotonic()) > 0:
-            client.settimeout(left)
-            if not client.recv(1 << 16):
-                break
+def answer(handoff: Handoff, interval: float) -> None:
+    path, _, query = handoff.target.partition("?")
+    asked = dict(urllib.parse.parse_qsl(query))
+    if path == "/hello":
+        handoff.respond(200, TEXT, b"hello\n")
+        handoff.finish(200)
+    elif path == "/return":
+        handoff.respond(200, TEXT, b"returned\n", keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/echo":
+        handoff.respond(200, OCTETS, handoff.body.read(), keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/unread":
+        handoff.respond(200, TEXT, b"unread\n", keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/refuse":
+        after = asked.get("retry_after")
+        handoff.refuse(asked.get("reason", "overloaded"), int(after) if after else None, "as asked")
+    elif path == "/env":
+        variables = {name: value.encode(errors="surrogateescape").decode(errors="replace")
+                     for name, value in handoff.env().items()}
+        handoff.respond(200, {"Content-Type": "application/json"}, json.dumps(variables).encode(), keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/meta":
+        metadata = json.dumps(handoff.metadata).encode()
+        handoff.respond(200, {"Content-Type": "application/json"}, metadata, keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/data":
+        handoff.respond(200, OCTETS, handoff.data, keep_alive=True)
+        handoff.give_back(200)
+    elif path == "/hold":
+        handoff.start(200, TEXT)
+        handoff.write(b"held\n")
+        handoff.gone()
+        handoff.finish(200, "revoked" if handoff.revoked() else "client-gone")
+    elif path == "/fail":
+        handoff.respond(500, TEXT, b"failed\n")
+        handoff.finish(500, "error", "as asked")
+    elif path == "/large":
+        handoff.start(200, OCTETS)
+        left = int(asked.get("bytes", "0"))
+        while left > 0:
+            left -= handoff.write(b"a" * min(left, 1 << 16))
+        handoff.finish(200)
+    elif path == "/drop":
+        handoff.take()
+    elif path == "/late":
+        time.sleep(3)
+        handoff.respond(200, TEXT, b"hello\n")
+        handoff.finish(200)
+    else:
+        stream(handoff, interval)
 
 
-def or_say(do, *arguments):
+def serve(handoff: Handoff, interval: float) -> None:
     try:
-        return do(*arguments)
-    except (OSError, ValueError) as error:
-        print("client:", error, flush=True)
+        # A client that leaves, stalls or is revoked ends the block, and is reported by it.
+        with handoff:
+            answer(handoff, interval)
+    except (HandoffError, ValueError) as error:
+        print("client:", error, file=sys.stderr, flush=True)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(prog="daemon", description=__doc__)
     parser.add_argument("socket")
-    parser.add_argument("dialect", nargs="?", choices=KINDS, default="seqpacket")
+    parser.add_argument("dialect", nargs="?", choices=DIALECTS, default="baton")
     parser.add_argument("--interval", type=int, default=100, metavar="MS")
+    parser.add_argument("--in-flight-max", type=int, default=100, metavar="N")
     options = parser.parse_args()
-    dialect, kind, interval = options.dialect, KINDS[options.dialect], options.interval / 1000
-    if os.path.exists(options.socket):
-        with socket.socket(socket.AF_UNIX, kind) as probe:
-            try:
-                probe.connect(options.socket)
-                parser.error("somebody listens there")
-            except ConnectionRefusedError:
-                os.unlink(options.socket)  # stale
-    with socket.socket(socket.AF_UNIX, kind) as listener:
-        os.umask(0o117)  # who may connect may hand over: the file is 0660 from its beginning
-        listener.bind(options.socket)
-        if dialect != "datagram":
-            listener.listen(128)
-        print("ready", options.socket, flush=True)
-        while True:
-            if dialect == "datagram":  # nobody connects: each message is in the one socket's queue
-                do, arguments = stream, or_say(receive, listener, dialect)
-            else:
-                do, arguments = serve, listener.accept()[:1]
-            if arguments:
-                threading.Thread(target=or_say, args=(do, *arguments, dialect, interval), daemon=True).start()
+    logging.basicConfig(format="daemon: %(message)s")
+    try:
+        acceptor = Acceptor(options.socket, options.dialect, in_flight_max=options.in_flight_max, name="daemon-python")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: acceptor.stop())
+    print("ready", options.socket, flush=True)
+    for handoff in acceptor:
+        threading.Thread(target=serve, args=(handoff, options.interval / 1000), daemon=True).start()
+        del handoff  # the thread's alone: what it drops is then dropped
+    acceptor.drain(30)
 
 
 if __name__ == "__main__":

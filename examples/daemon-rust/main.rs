@@ -1,70 +1,81 @@
-//! A daemon that takes handed-over clients and streams to each. `daemon SOCKET [seqpacket|stream|fdpass|datagram]
-//! [--interval MS]`
+//! A daemon that takes handed-over clients and answers each by its request's path, one thread each.
+//! `daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]`
+
+mod paths;
 
 use std::env;
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use baton::handoff::{Acceptor, Dialect, Handoff, Options, close_gracefully};
+use baton::handoff::{Acceptor, Dialect, Options, Reason};
+use nix::sys::signal::{SigSet, Signal};
 
-const HEAD: &[u8] =
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n";
+/// What a client's thread needs, and little more: ten thousand of them are reserved, not used.
+const STACK_BYTES: usize = 128 << 10;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+struct Arguments {
+    socket: String,
+    dialect: Dialect,
+    interval: Duration,
+    in_flight_max: usize,
+}
 
 fn main() -> io::Result<ExitCode> {
-    let Some((socket, dialect, interval)) = arguments() else {
-        eprintln!("usage: daemon SOCKET [seqpacket|stream|fdpass|datagram] [--interval MS]");
+    let Some(arguments) = arguments() else {
+        eprintln!("usage: daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]");
         return Ok(ExitCode::from(2));
     };
-    // It removes a stale socket, and takes one descriptor per message, close-on-exec, whatever else is sent along.
-    let report = |error: &_| eprintln!("dropped a handoff: {error}");
-    let mut acceptor = Acceptor::bind(&socket, dialect, Options { report, ..Options::default() })?;
+    let Arguments { socket, dialect, interval, in_flight_max } = arguments;
+    // Before any thread is started, so that each inherits it: one of them waits for it.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+
+    let report = |error: &_| eprintln!("dropped a peer: {error}");
+    let mut acceptor = Acceptor::bind(&socket, dialect, Options { in_flight_max, report, ..Options::default() })?;
+    let stop = acceptor.stop_handle();
+    thread::spawn(move || {
+        // It fails only for a set that is not blocked.
+        let _ = signals.wait();
+        stop.stop();
+    });
     println!("ready {socket}");
-    // What `accept` returns has been read, which is the acknowledgement: the client is ours, and only ours.
     while let Some(handoff) = acceptor.accept()? {
-        thread::spawn(move || {
-            if let Err(error) = serve(handoff, interval) {
-                eprintln!("client: {error}");
-            }
-        });
+        // A thread that cannot be had drops the handoff, which refuses it: another daemon takes the client.
+        let serving = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || paths::serve(handoff, interval));
+        if let Err(error) = serving {
+            eprintln!("no thread for a client: {error}");
+        }
+    }
+    // Gateways are told, whoever still comes is refused, and whoever was taken is served to the end.
+    if !acceptor.drain(DRAIN_TIMEOUT)? {
+        eprintln!("cut {} clients", acceptor.in_flight());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn serve(handoff: Handoff, interval: Duration) -> io::Result<()> {
-    let data = serde_json::to_string(&String::from_utf8_lossy(handoff.data()))?;
-    let is_head_sent = handoff.is_head_sent();
-    // The client arrives non-blocking; this thread prefers to wait.
-    handoff.set_blocking(true)?;
-    let mut client = handoff.into_stream();
-    // A reader that stops would hold this thread for ever.
-    client.set_write_timeout(Some(Duration::from_secs(30)))?;
-    if !is_head_sent {
-        client.write_all(HEAD)?;
-    }
-    for n in 1..=10 {
-        let text = if n == 1 { &data } else { "\"hello\"" };
-        // write_all goes on after a short write, and a client that has left is an error here, not a SIGPIPE.
-        client.write_all(format!("data: {{\"n\":{n},\"text\":{text}}}\n\n").as_bytes())?;
-        #[expect(clippy::disallowed_methods, reason = "the pace of the stream; the thread is this client's own")]
-        thread::sleep(interval);
-    }
-    client.write_all(b"event: done\ndata: {}\n\n")?;
-    // The rest of a request's body may be unread, and a plain close would reset the connection under the answer.
-    close_gracefully(client.into(), Duration::from_secs(2));
-    Ok(())
+/// A word of the protocol.
+fn reason(word: &str) -> Option<Reason> {
+    [Reason::Denied, Reason::Draining, Reason::Overloaded, Reason::Unsupported]
+        .into_iter()
+        .find(|own| own.word() == word)
 }
 
-fn arguments() -> Option<(String, Dialect, Duration)> {
-    let (mut socket, mut dialect, mut interval_ms) = (None, Dialect::Seqpacket, 100);
+fn arguments() -> Option<Arguments> {
+    let (mut socket, mut dialect) = (None, Dialect::Baton);
+    let (mut interval_ms, mut in_flight_max) = (100, Options::default().in_flight_max);
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--interval" => interval_ms = arguments.next()?.parse().ok()?,
+            "--in-flight-max" => in_flight_max = arguments.next()?.parse().ok()?,
             _ if socket.is_none() => socket = Some(argument),
             name => dialect = name.parse().ok()?,
         }
     }
-    Some((socket?, dialect, Duration::from_millis(interval_ms)))
+    Some(Arguments { socket: socket?, dialect, interval: Duration::from_millis(interval_ms), in_flight_max })
 }

@@ -355,7 +355,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn dialect(name: &str) -> Result<Dialect, String> {
     match name.parse() {
-        Ok(Dialect::Auto) | Err(_) => Err("seqpacket, stream, fdpass or datagram".to_owned()),
+        Ok(Dialect::Auto | Dialect::Baton) | Err(_) => Err("seqpacket, stream, fdpass or datagram".to_owned()),
         Ok(dialect) => Ok(dialect),
     }
 }

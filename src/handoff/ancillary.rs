@@ -11,6 +11,7 @@
 //! | `setsockopt(TCP_DEFER_ACCEPT)` (tcp(7)) | clients are accepted when they have said something |
 //! | `setsockopt(SO_ATTACH_FILTER)` (socket(7)) | nobody connects in the moment in which a listener closes |
 //! | `close_range(CLOSE_RANGE_CLOEXEC)` | programs that are started get no descriptor by accident |
+//! | `epoll_create1`, `epoll_ctl`, `epoll_wait` (epoll(7)) | a daemon's sockets, behind one descriptor that any runtime can wait for |
 //!
 //! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
 //! descriptors that did arrive open and without an owner.
@@ -24,7 +25,7 @@ use std::io;
 #[cfg(feature = "gateway")]
 use std::io::IoSlice;
 use std::mem::{MaybeUninit, offset_of, size_of};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -55,10 +56,19 @@ pub(super) struct Received {
     pub bytes: usize,
     /// Every descriptor that came along, close-on-exec. Whoever drops this closes them.
     pub descriptors: Vec<OwnedFd>,
-    /// Whether bytes or descriptors were cut off: more than there was room for, or than this process may open.
-    pub is_truncated: bool,
+    /// Whether bytes were cut off: more than there was room for.
+    pub is_cut: bool,
+    /// Whether descriptors were cut off: more than this process may open, since there was room for all that can come.
+    pub lacks_descriptors: bool,
     /// Who sent it, as the kernel vouches for it; on a socket with SO_PASSCRED only.
-    pub sender_uid: Option<u32>,
+    pub sender: Option<Sender>,
+}
+
+/// Whose process sent something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sender {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// Sends bytes, at least one, and with the first of them a copy of `descriptor`; says how many went out. Never raises
@@ -104,23 +114,24 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<
         Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) })
     })?;
     // SAFETY: `header` is as this recvmsg left it and still points at `control`; its descriptors are adopted this once.
-    let (descriptors, sender_uid) = unsafe { adopt(&header) };
+    let (descriptors, sender) = unsafe { adopt(&header) };
     Ok(Received {
         bytes: received.cast_unsigned(),
         descriptors,
-        is_truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
-        sender_uid,
+        is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
+        lacks_descriptors: header.msg_flags & libc::MSG_CTRUNC != 0,
+        sender,
     })
 }
 
-/// Takes ownership of every descriptor in a received header, and says which user its credentials name.
+/// Takes ownership of every descriptor in a received header, and says whom its credentials name.
 ///
 /// # Safety
 /// `header` was filled in by a successful `recvmsg`, its control buffer is alive and aligned for `cmsghdr`, and this is
 /// called once for it.
-unsafe fn adopt(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<u32>) {
+unsafe fn adopt(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<Sender>) {
     let mut descriptors = Vec::new();
-    let mut uid = None;
+    let mut sender = None;
     // SAFETY: by this function's contract the kernel wrote the control buffer; CMSG_FIRSTHDR and CMSG_NXTHDR stay within
     // msg_controllen, which the kernel has set to what it wrote, and return null at the end.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
@@ -144,12 +155,14 @@ unsafe fn adopt(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<u32>) {
             && control.cmsg_len >= credentials_length
         {
             // SAFETY: cmsg_len covers the header and a ucred, which consists of integers.
-            uid = Some(unsafe { libc::CMSG_DATA(control).cast::<libc::ucred>().read_unaligned() }.uid);
+            let libc::ucred { uid, gid, .. } =
+                unsafe { libc::CMSG_DATA(control).cast::<libc::ucred>().read_unaligned() };
+            sender = Some(Sender { uid, gid });
         }
         // SAFETY: as for CMSG_FIRSTHDR.
         next = unsafe { libc::CMSG_NXTHDR(header, control) };
     }
-    (descriptors, uid)
+    (descriptors, sender)
 }
 
 /// How much of what was sent on a Unix socket its reader has not yet freed: 0 once everything was read. Counted in
@@ -278,6 +291,86 @@ pub fn close_on_exec_beyond_stderr() -> io::Result<()> {
     // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC it closes nothing and only sets flags.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// What is waited for on many descriptors at once, by the kernel's own table (epoll(7)). It says each time what is true,
+/// not what has changed, and is itself a descriptor that is readable when there is something to say.
+#[derive(Debug)]
+pub(super) struct Epoll(OwnedFd);
+
+/// One thing that is true of a descriptor: its token, and whether it can be written to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Event {
+    pub token: u64,
+    pub is_writable: bool,
+}
+
+/// What is waited for on a descriptor, beside its end and errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Nothing,
+    Read,
+    ReadAndWrite,
+}
+
+impl Epoll {
+    pub(super) fn new() -> nix::Result<Self> {
+        // SAFETY: epoll_create1 takes an integer and returns a new descriptor that nobody else owns, or -1.
+        Errno::result(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+            // SAFETY: as above; it is owned this once.
+            .map(|number| Self(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    /// Begins to wait for something; its events carry `token`. Closing the last descriptor of it ends that.
+    pub(super) fn add(&self, descriptor: BorrowedFd<'_>, token: u64, wanted: Wanted) -> nix::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, descriptor, token, wanted)
+    }
+
+    /// Waits for something else.
+    pub(super) fn change(&self, descriptor: BorrowedFd<'_>, token: u64, wanted: Wanted) -> nix::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, descriptor, token, wanted)
+    }
+
+    /// Stops waiting for it: needed where others hold it too, because they keep it in the kernel's table.
+    pub(super) fn remove(&self, descriptor: BorrowedFd<'_>) -> nix::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, descriptor, 0, Wanted::Nothing)
+    }
+
+    fn control(&self, what: libc::c_int, descriptor: BorrowedFd<'_>, token: u64, wanted: Wanted) -> nix::Result<()> {
+        let events = match wanted {
+            Wanted::Nothing => 0,
+            Wanted::Read => libc::EPOLLIN,
+            Wanted::ReadAndWrite => libc::EPOLLIN | libc::EPOLLOUT,
+        };
+        let mut event = libc::epoll_event { events: events.cast_unsigned(), u64: token };
+        // SAFETY: both descriptors are open, and the kernel reads one epoll_event from where the last argument points.
+        let result = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), what, descriptor.as_raw_fd(), &raw mut event) };
+        Errno::result(result).map(drop)
+    }
+
+    /// Waits until something is true, at most so many milliseconds, without end if negative. A signal ends it with nothing.
+    pub(super) fn wait(&self, timeout_ms: i32) -> nix::Result<impl Iterator<Item = Event> + use<>> {
+        const EVENTS: usize = 64;
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
+        // SAFETY: the kernel writes at most EVENTS events into an array of as many.
+        let result =
+            unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), EVENTS as libc::c_int, timeout_ms) };
+        let count = match Errno::result(result) {
+            Ok(count) => count.cast_unsigned() as usize,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(events
+            .into_iter()
+            .take(count)
+            .map(|event| Event { token: event.u64, is_writable: event.events & libc::EPOLLOUT.cast_unsigned() != 0 }))
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Repeats a call that a signal interrupted.

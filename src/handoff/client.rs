@@ -2,10 +2,14 @@
 
 use std::io::{self, Read as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::linger;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, MsgFlags, setsockopt, sockopt};
 
 /// Makes reads and writes of a socket wait, or not, for every holder of it.
 pub(super) fn set_blocking(client: BorrowedFd<'_>, blocking: bool) -> io::Result<()> {
@@ -15,6 +19,48 @@ pub(super) fn set_blocking(client: BorrowedFd<'_>, blocking: bool) -> io::Result
         fcntl(client, FcntlArg::F_SETFL(wanted))?;
     }
     Ok(())
+}
+
+/// Writes what there is room for, without waiting and without SIGPIPE.
+pub(super) fn send(client: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<usize> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    uninterrupted(|| socket::send(client.as_raw_fd(), bytes, flags))
+}
+
+/// Reads what is there, without waiting; 0 at the end.
+pub(super) fn receive(client: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<usize> {
+    uninterrupted(|| socket::recv(client.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT))
+}
+
+/// Whether somebody is there who could still read: a client that has only ended its sending side looks as if it had left;
+/// one that has sent what nobody has read yet has not.
+pub(super) fn has_left(client: BorrowedFd<'_>) -> bool {
+    // Asked for nothing, it tells of an error, and of an end in both directions.
+    let mut seen = [PollFd::new(client, PollFlags::empty())];
+    if matches!(poll(&mut seen, PollTimeout::ZERO), Ok(1..)) {
+        return true;
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    match uninterrupted(|| socket::recv(client.as_raw_fd(), &mut [0], flags)) {
+        Ok(count) => count == 0,
+        Err(error) => error != Errno::EAGAIN,
+    }
+}
+
+/// Closes a client so that nothing that it got looks whole. One over a Unix socket sees the end all the same.
+pub(super) fn reset(client: OwnedFd) {
+    // Where it fails the client is gone.
+    let _ = setsockopt(&client, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 });
+    drop(client);
+}
+
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
 }
 
 /// Ends a client so that the last bytes arrive, and closes it.

@@ -116,12 +116,10 @@ mod ancillary;
 mod beat;
 mod client;
 mod dialect;
-mod environment;
 #[cfg(feature = "gateway")]
 mod error;
 #[cfg(feature = "gateway")]
 mod head_bytes;
-mod incoming;
 mod message;
 pub mod native;
 mod receive;
@@ -140,14 +138,15 @@ pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
 pub use beat::Beat;
 pub use client::close_gracefully;
 pub use dialect::{Dialect, UnknownDialect};
-pub use environment::ENVIRONMENT_NAMES;
 #[cfg(feature = "gateway")]
 pub use error::{Refusal, SendError, Stage};
 #[cfg(feature = "gateway")]
 pub use head_bytes::HeadBytes;
-pub use incoming::ReceiveError;
 pub use message::Message;
-pub use receive::{Acceptor, Handoff, Options, Stop};
+pub use native::frame::{Outcome, Reason};
+pub use receive::{
+    Acceptor, Body, ClientError, ENVIRONMENT_NAMES, End, Handoff, Left, Load, Options, ReceiveError, Stop,
+};
 #[cfg(feature = "gateway")]
 pub use seal::{Sealed, Unread};
 #[cfg(feature = "gateway")]

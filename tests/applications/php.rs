@@ -55,7 +55,7 @@ impl Streaming {
                 Command::new(program)
             }
         };
-        command.arg(folder.join(name).with_extension("sock")).args(["--interval", "200"]);
+        command.arg(folder.join(name).with_extension("sock")).args(["seqpacket", "--interval", "200"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
         let said = Lines::read(child.stdout.take().expect("piped"));
         said.wait(0, &["ready"]);

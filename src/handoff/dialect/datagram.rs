@@ -11,7 +11,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::super::incoming::{Arrived, Buffer, ReceiveError, Step};
+use super::super::receive::incoming::{Arrived, Buffer, ReceiveError, Step};
 #[cfg(feature = "gateway")]
 use super::super::resolved::Resolved;
 

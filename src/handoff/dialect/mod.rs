@@ -28,6 +28,9 @@ pub enum Dialect {
     /// told to listen in this dialect speaks `seqpacket`, which is what is tried first.
     #[default]
     Auto,
+    /// The native protocol ([`native`](super::native)): SOCK_SEQPACKET connections that stay, and on each of them handoffs, what
+    /// became of them, and clients that come back.
+    Baton,
     /// A datagram per handoff, without a connection: the bytes that were read from the client already.
     Datagram,
     /// A SOCK_STREAM connection per handoff and one byte that says nothing. The gateway has written the response's head;
@@ -41,16 +44,17 @@ pub enum Dialect {
 
 /// A name that is no dialect's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("dialect is seqpacket, stream, fdpass, datagram or auto")]
+#[error("dialect is seqpacket, stream, fdpass, datagram, baton or auto")]
 pub struct UnknownDialect;
 
 impl Dialect {
-    const ALL: [Self; 5] = [Self::Auto, Self::Datagram, Self::Fdpass, Self::Seqpacket, Self::Stream];
+    const ALL: [Self; 6] = [Self::Auto, Self::Baton, Self::Datagram, Self::Fdpass, Self::Seqpacket, Self::Stream];
 
     /// The name, as configuration and command line write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Baton => "baton",
             Self::Datagram => "datagram",
             Self::Fdpass => "fdpass",
             Self::Seqpacket => "seqpacket",
@@ -86,7 +90,7 @@ impl SocketKind {
     /// The kind to begin with.
     pub(super) fn of(dialect: Dialect) -> Self {
         match dialect {
-            Dialect::Auto | Dialect::Seqpacket => Self::Seqpacket,
+            Dialect::Auto | Dialect::Baton | Dialect::Seqpacket => Self::Seqpacket,
             Dialect::Datagram => Self::Datagram,
             Dialect::Fdpass | Dialect::Stream => Self::Stream,
         }

@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::super::incoming::{Arrived, Buffer, ReceiveError};
+use super::super::receive::incoming::{Arrived, Buffer, ReceiveError};
 
 /// Reads the one packet; `false` when it is not there yet.
 pub(in super::super) fn read_on(

@@ -8,7 +8,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::super::incoming::{Arrived, Buffer, ReceiveError, Step};
+use super::super::receive::incoming::{Arrived, Buffer, ReceiveError, Step};
 
 /// Up to here a message fits into a send buffer of the default size, whatever the kernel adds for each of its parts.
 #[cfg(feature = "gateway")]

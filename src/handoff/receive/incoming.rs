@@ -7,9 +7,11 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::ancillary;
-use super::dialect::{Dialect, datagram, fdpass, seqpacket, stream};
-use super::message::Message;
+use super::super::ancillary::{self, Sender};
+use super::super::dialect::{Dialect, datagram, fdpass, seqpacket, stream};
+use super::super::message::Message;
+use super::super::native::frame::FrameError;
+use super::options::Allowed;
 
 /// Why a connection was dropped. Every descriptor that came on it is closed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,9 @@ pub enum ReceiveError {
     /// More than one descriptor.
     #[error("{0} descriptors where one belongs")]
     Descriptors(usize),
+    /// A packet of the native protocol that is none. The channel has ended.
+    #[error("the channel has ended")]
+    Frame(#[source] FrameError),
     /// The kernel's word about the connection.
     #[error("the connection broke")]
     Io(#[source] io::Error),
@@ -36,6 +41,9 @@ pub enum ReceiveError {
     /// Something else than one 0x00 byte in the dialect `fdpass`: whoever sent it speaks another.
     #[error("a message where this dialect has none")]
     NotEmpty,
+    /// A gateway broke the native protocol: what it did. The channel has ended.
+    #[error("the channel has ended: {0}")]
+    Protocol(&'static str),
     /// The message was not whole in time.
     #[error("the message did not arrive in time")]
     TimedOut,
@@ -46,7 +54,7 @@ pub enum ReceiveError {
 
 /// A connection and what has arrived on it so far.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(in super::super) struct Incoming {
     pub connection: OwnedFd,
     /// When the message must be whole.
     pub deadline: Instant,
@@ -55,27 +63,29 @@ pub(super) struct Incoming {
 
 /// Bytes and descriptor of a message that may not be whole yet.
 #[derive(Debug, Default)]
-pub(super) struct Arrived {
+pub(in super::super) struct Arrived {
     bytes: Vec<u8>,
     client: Option<OwnedFd>,
     /// Who sent it, where the kernel was asked to say so.
-    uid: Option<u32>,
+    sender: Option<Sender>,
 }
 
 impl Incoming {
-    pub(super) fn new(connection: OwnedFd, deadline: Instant) -> Self {
+    pub(in super::super) fn new(connection: OwnedFd, deadline: Instant) -> Self {
         Self { connection, deadline, arrived: Arrived::default() }
     }
 
     /// Reads what is there. The message and the client once they are whole, `None` before.
-    pub(super) fn read_on(
+    pub(in super::super) fn read_on(
         &mut self,
         dialect: Dialect,
         buffer: &mut Buffer,
     ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
         let (arrived, connection) = (&mut self.arrived, self.connection.as_fd());
         let is_whole = match dialect {
-            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket => seqpacket::read_on(arrived, connection, buffer)?,
+            Dialect::Auto | Dialect::Baton | Dialect::Fdpass | Dialect::Seqpacket => {
+                seqpacket::read_on(arrived, connection, buffer)?
+            }
             Dialect::Datagram => datagram::read_on(arrived, connection, buffer)?,
             Dialect::Stream => stream::read_on(arrived, connection, buffer)?,
         };
@@ -83,18 +93,18 @@ impl Incoming {
     }
 }
 
-/// Reads one datagram from a daemon's socket, whose sender must be one of `allow_uids`; `None` when none is there.
-pub(super) fn read_datagram(
+/// Reads one datagram from a daemon's socket, whose sender must be one who is `allowed`; `None` when none is there.
+pub(in super::super) fn read_datagram(
     socket: BorrowedFd<'_>,
-    allow_uids: &[u32],
+    allowed: &Allowed,
     buffer: &mut Buffer,
 ) -> Result<Option<(Message, OwnedFd)>, ReceiveError> {
     let mut arrived = Arrived::default();
     if !datagram::read_on(&mut arrived, socket, buffer)? {
         return Ok(None);
     }
-    let uid = arrived.uid.unwrap_or(u32::MAX);
-    if !allow_uids.contains(&uid) {
+    let (uid, gid) = arrived.sender.map_or((u32::MAX, u32::MAX), |sender| (sender.uid, sender.gid));
+    if !allowed.includes(uid, gid) {
         return Err(ReceiveError::NotAllowed { uid });
     }
     arrived.judge(Dialect::Datagram).map(Some)
@@ -112,14 +122,14 @@ impl Arrived {
             Dialect::Fdpass if self.bytes != fdpass::MESSAGE => return Err(ReceiveError::NotEmpty),
             // The bytes are the client's, whatever they are.
             Dialect::Datagram => Message::new(self.bytes),
-            Dialect::Auto | Dialect::Fdpass | Dialect::Seqpacket | Dialect::Stream => Message::decode(self.bytes),
+            _ => Message::decode(self.bytes),
         };
         Ok((message, client))
     }
 
     /// Receives once and keeps what came; says how much, or `None` when there is nothing at the moment. An end has
     /// neither bytes nor descriptors.
-    pub(super) fn receive(
+    pub(in super::super) fn receive(
         &mut self,
         connection: BorrowedFd<'_>,
         buffer: &mut Buffer,
@@ -134,11 +144,11 @@ impl Arrived {
         if count > 1 {
             return Err(ReceiveError::Descriptors(count));
         }
-        if received.is_truncated || self.bytes.len() + received.bytes > buffer.bytes_max() {
+        if received.is_cut || received.lacks_descriptors || self.bytes.len() + received.bytes > buffer.bytes_max() {
             return Err(ReceiveError::TooLarge);
         }
         self.bytes.extend_from_slice(&buffer.bytes[..received.bytes]);
-        self.uid = received.sender_uid;
+        self.sender = received.sender;
         self.client = received.descriptors.into_iter().next().or(self.client.take());
         Ok(Some(step))
     }
@@ -146,22 +156,27 @@ impl Arrived {
 
 /// What one receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in super::super) enum Step {
     End,
     Some,
 }
 
 /// Where messages are received before it is known how long they are; one for all connections.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(in super::super) struct Buffer {
     bytes: Vec<u8>,
 }
 
 impl Buffer {
     /// A buffer for messages of at most `bytes_max` bytes. Memory is only used as far as messages have filled it.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(in super::super) fn new(bytes_max: usize) -> Self {
         // One byte more, so that a stream that exceeds it is seen to.
         Self { bytes: vec![0; bytes_max + 1] }
+    }
+
+    /// Where a packet is received.
+    pub(in super::super) fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
     fn bytes_max(&self) -> usize {

@@ -1,96 +1,21 @@
-//! The example daemons behind the real gateway: the same assertions for each language and each dialect that it speaks.
-
-mod support;
+//! The other dialects, behind the real gateway: the same assertions for each daemon in each dialect that it speaks.
 
 use std::fs::Permissions;
 use std::io::{IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, shutdown, socket,
 };
+use nix::unistd::User;
 use serde_json::Value;
-use support::{Client, Gateway, Lines, eventually, example, peers};
-use tempfile::TempDir;
 
-/// An example.
-#[derive(Clone, Copy)]
-struct Language {
-    command: fn() -> Command,
-    /// What it speaks.
-    kinds: &'static [&'static str],
-}
-
-const ALL_KINDS: &[&str] = &["seqpacket", "stream", "fdpass", "datagram"];
-
-fn examples() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
-}
-
-fn rust() -> Language {
-    Language { command: || Command::new(example("daemon")), kinds: ALL_KINDS }
-}
-
-fn python() -> Language {
-    let command = || {
-        let mut command = Command::new("python3");
-        command.arg(examples().join("daemon-python/daemon.py"));
-        command
-    };
-    Language { command, kinds: ALL_KINDS }
-}
-
-fn c() -> Language {
-    Language { command: c_command, kinds: &ALL_KINDS[..2] }
-}
-
-fn c_command() -> Command {
-    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_folder, program) = BUILT.get_or_init(|| {
-        let folder = support::folder();
-        let program = folder.path().join("daemon");
-        let mut cc = Command::new("cc");
-        cc.args(["-Wall", "-Wextra", "-O2", "-o"]).arg(&program).arg(examples().join("daemon-c/daemon.c"));
-        let output = cc.output().expect("there is a C compiler");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        (folder, program)
-    });
-    Command::new(program)
-}
-
-/// A daemon that is ready; it ends with its handle.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(mut command: Command, socket: &Path, kind: &str, interval_ms: u32) -> Self {
-        // The default dialect is not told.
-        let dialect = (kind != "seqpacket").then_some(kind);
-        command.arg(socket).args(dialect).args(["--interval", &interval_ms.to_string()]);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
-        let said = Lines::read(child.stdout.take().expect("piped"));
-        let daemon = Self(child);
-        let ready = said.wait(0, &["ready"]);
-        assert_eq!(ready, format!("ready {}", socket.display()));
-        daemon
-    }
-
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).expect("it runs").count()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
+use crate::language::{Daemon, Language, PYTHON};
+use crate::support::{Client, Gateway, eventually, peers};
 
 /// Data goes along, where the dialect has a place for it.
 fn carries_data(kind: &str) -> bool {
@@ -128,7 +53,7 @@ fn first_text(kind: &str, data: &str, head: &str) -> String {
 
 /// The whole answer: a head, ten events of which the first has the data, and `done`.
 #[track_caller]
-fn check_answer(answer: &str, kind: &str, data: &str) {
+pub fn check_answer(answer: &str, kind: &str, data: &str) {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let mut fields = head.split("\r\n");
     assert_eq!(fields.next(), Some("HTTP/1.1 200 OK"));
@@ -181,10 +106,10 @@ fn send_rough(path: &Path, kind: &str, bytes: &[u8], descriptors: &[i32]) -> Own
     connection
 }
 
-fn streams_ten_events_with_the_data_in_the_first(language: Language) {
+pub fn streams_ten_events_with_the_data_in_the_first(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
-        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 2);
+        let _daemon = Daemon::start(language, &gateway.path("d.sock"), kind, 2);
         let strange = "{\"user\":\"J\u{f6}rg \\ \u{20ac} \u{1f600}\",\t\"n\":1} </script> %s %n";
         for data in ["", "plain", strange] {
             check_served(&gateway, kind, data);
@@ -202,10 +127,10 @@ fn streams_ten_events_with_the_data_in_the_first(language: Language) {
 }
 
 /// All have their second event before the first has its last: one after the other would take twenty seconds.
-fn serves_many_at_once(language: Language) {
+pub fn serves_many_at_once(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
-        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 100);
+        let _daemon = Daemon::start(language, &gateway.path("d.sock"), kind, 100);
         let mut clients: Vec<_> = (0..20).map(|_| gateway.client()).collect();
         let data =
             |n: usize| if carries_data(kind) { format!("x-data: client {n}\r\n") } else { format!("x-n: {n}\r\n") };
@@ -226,10 +151,10 @@ fn serves_many_at_once(language: Language) {
 }
 
 /// A body that the daemon has not read must not make the kernel reset the connection under its answer.
-fn an_unread_body_does_not_cost_the_answer(language: Language) {
+pub fn an_unread_body_does_not_cost_the_answer(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
-        let _daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 1);
+        let _daemon = Daemon::start(language, &gateway.path("d.sock"), kind, 1);
         let mut client = gateway.client();
         let field = if carries_data(kind) { "x-data: a body\r\n" } else { "" };
         let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n{field}\r\n");
@@ -241,13 +166,13 @@ fn an_unread_body_does_not_cost_the_answer(language: Language) {
     }
 }
 
-fn replaces_a_stale_socket_and_no_live_one(language: Language) {
+pub fn replaces_a_stale_socket_and_no_live_one(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        drop(Daemon::start((language.command)(), &path, kind, 1));
+        drop(Daemon::start(language, &path, kind, 1));
         assert!(path.exists(), "it was killed");
-        let _daemon = Daemon::start((language.command)(), &path, kind, 1);
+        let _daemon = Daemon::start(language, &path, kind, 1);
         let mut second = (language.command)();
         second.arg(&path).arg(kind).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut second = second.spawn().unwrap();
@@ -257,11 +182,11 @@ fn replaces_a_stale_socket_and_no_live_one(language: Language) {
     }
 }
 
-fn closes_what_should_not_have_come(language: Language) {
+pub fn closes_what_should_not_have_come(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        let daemon = Daemon::start((language.command)(), &path, kind, 1);
+        let daemon = Daemon::start(language, &path, kind, 1);
         check_served(&gateway, kind, "");
         let before = eventually("it rests", || {
             let first = daemon.descriptors();
@@ -285,11 +210,11 @@ fn closes_what_should_not_have_come(language: Language) {
 }
 
 /// A gateway that dies or stalls within its message must not keep the others waiting.
-fn a_silent_peer_delays_nobody(language: Language) {
+pub fn a_silent_peer_delays_nobody(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
         let path = gateway.path("d.sock");
-        let _daemon = Daemon::start((language.command)(), &path, kind, 1);
+        let _daemon = Daemon::start(language, &path, kind, 1);
         let silent = socket(AddressFamily::Unix, socket_type(kind), SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(silent.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         for _ in 0..3 {
@@ -298,10 +223,10 @@ fn a_silent_peer_delays_nobody(language: Language) {
     }
 }
 
-fn outlives_clients_that_leave(language: Language) {
+pub fn outlives_clients_that_leave(language: Language) {
     for kind in language.kinds {
         let gateway = gateway(kind);
-        let daemon = Daemon::start((language.command)(), &gateway.path("d.sock"), kind, 5);
+        let daemon = Daemon::start(language, &gateway.path("d.sock"), kind, 5);
         check_served(&gateway, kind, "");
         let before = daemon.descriptors();
         for _ in 0..10 {
@@ -314,7 +239,7 @@ fn outlives_clients_that_leave(language: Language) {
     }
 }
 
-fn refuses_what_it_does_not_understand(language: Language) {
+pub fn refuses_what_it_does_not_understand(language: Language) {
     let mut child =
         (language.command)().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let status = eventually("it ends", || child.try_wait().unwrap());
@@ -322,14 +247,18 @@ fn refuses_what_it_does_not_understand(language: Language) {
 }
 
 /// A daemon for Apache's mod_proxy_fdpass needs no change: what its client sees is the same behind both.
-#[test]
-fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
+pub fn behind_apache_and_behind_us_is_the_same() {
     if !peers::is_installed("apache2") {
         return;
     }
     let gateway = gateway("fdpass");
     let socket = gateway.path("d.sock");
-    let _daemon = Daemon::start((python().command)(), &socket, "fdpass", 1);
+    // Who connects for Apache: another user, where we are root.
+    let own = nix::unistd::geteuid();
+    let theirs = if own.is_root() { User::from_name("www-data").unwrap().expect("Debian's").uid } else { own };
+    let _daemon = Daemon::start_with(PYTHON, &socket, "fdpass", 1, |command| {
+        command.env("BATON_GATEWAY_UIDS", format!("{own},{theirs}"))
+    });
     // Apache serves as another user, and finds the socket below its documents, by the request's path.
     let allow = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     allow(gateway.folder.path(), 0o755);
@@ -357,24 +286,3 @@ fn behind_apache_and_behind_us_a_daemon_of_fdpass_is_the_same() {
 fn server(answer: &str) -> String {
     answer.split_inclusive('\n').find(|line| line.starts_with("Server: ")).unwrap_or("\0").to_owned()
 }
-
-macro_rules! the_same_of {
-    ($($language:ident),*) => {$(
-        mod $language {
-            the_same_of! { @ $language:
-                streams_ten_events_with_the_data_in_the_first, serves_many_at_once,
-                an_unread_body_does_not_cost_the_answer, replaces_a_stale_socket_and_no_live_one,
-                closes_what_should_not_have_come, a_silent_peer_delays_nobody, outlives_clients_that_leave,
-                refuses_what_it_does_not_understand
-            }
-        }
-    )*};
-    (@ $language:ident: $($assertion:ident),*) => {$(
-        #[test]
-        fn $assertion() {
-            super::$assertion(super::$language());
-        }
-    )*};
-}
-
-the_same_of! { rust, python, c }

@@ -1,0 +1,239 @@
+//! The listening socket and whoever is in the middle of handing over: wait, adopt, one client after the other. Without a
+//! runtime, and for any.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::super::ancillary::Epoll;
+use super::super::dialect::{Dialect, SocketKind};
+use super::super::resolved::Resolved;
+use super::engine::{Engine, Listener, Until};
+use super::handoff::Handoff;
+use super::options::{Allowed, Options};
+use super::shared::{Load, Shared, Stop};
+use super::socket_file::{SocketFile, remove_stale};
+
+/// A listening socket that clients are handed over on.
+///
+/// Dropping it closes the socket, upon which the gateway takes back every client that nobody has accepted, and removes
+/// the socket's file if it is still the one that was bound. Clients that were accepted, and what is to be said of them, are not touched
+/// by that.
+///
+/// In the dialect `baton` it serves the gateways' channels whenever it is asked for a client: a thread that calls
+/// [`accept`](Self::accept) in a loop answers PING and learns of REVOKE while others serve clients. A program with one thread does so
+/// whenever it calls this or a handoff. What nobody waits for (DONE) is sent with the next TAKEN or before `accept` waits; whoever waits elsewhere
+/// between two clients calls [`flush`](Self::flush) before.
+///
+/// # Any runtime
+/// Its descriptor ([`AsFd`]) is readable when there may be something to accept; [`try_accept`](Self::try_accept) never waits. So a runtime
+/// that can wait for a descriptor needs nothing else; with tokio:
+///
+/// ```no_run
+/// # #[cfg(feature = "gateway")]
+/// # mod example {
+/// use std::os::fd::AsFd as _;
+/// use std::task::Poll;
+///
+/// use baton::handoff::{Acceptor, Handoff};
+/// use tokio::io::{Interest, unix::AsyncFd};
+///
+/// async fn accept(acceptor: &mut Acceptor) -> std::io::Result<Option<Handoff>> {
+///     // To be kept from one client to the next, where many come.
+///     let readiness = AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+///     loop {
+///         let mut ready = readiness.readable().await?;
+///         match acceptor.try_accept()? {
+///             Poll::Ready(handoff) => return Ok(handoff),
+///             Poll::Pending => ready.clear_ready(),
+///         }
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+impl Acceptor {
+    /// Listens at `path`. A socket file that nobody listens on any more is replaced; a live one is not.
+    ///
+    /// # Errors
+    /// AddrInUse when somebody listens there, or something else than a socket stands there; InvalidInput when
+    /// `BATON_GATEWAY_UIDS` is no list of numbers; otherwise what the system says.
+    pub fn bind(path: impl AsRef<Path>, dialect: Dialect, options: Options) -> io::Result<Self> {
+        // Nothing is made before it is known who may use it.
+        let allowed = Allowed::new(&options)?;
+        let (path, kind) = (path.as_ref(), SocketKind::of(dialect));
+        remove_stale(path, kind)?;
+        let listener = kind.socket()?;
+        if kind == SocketKind::Datagram {
+            // The kernel says who sent a datagram if it was asked to before that.
+            setsockopt(&listener, sockopt::PassCred, &true)?;
+        }
+        // The file is made with no more than this, whatever the umask is, so that nobody slips in before it has its mode.
+        fchmod(&listener, Mode::from_bits_truncate(options.socket_mode))?;
+        Resolved::in_directory(path)?.bind(listener.as_fd())?;
+        let file = SocketFile::of(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(options.socket_mode))?;
+        if kind != SocketKind::Datagram {
+            listen(&listener, Backlog::new(i32::from(options.backlog))?)?;
+        }
+        let listener = Listener { socket: UnixListener::from(listener), file: Some(file) };
+        Self::new(Some(listener), dialect, options, allowed)
+    }
+
+    /// Takes a socket that already listens, for example one that a service manager passed on. Its type tells the dialect;
+    /// its file, mode and backlog are its maker's. A SOCK_STREAM socket speaks `stream` and a SOCK_SEQPACKET socket `seqpacket`; for others of
+    /// these types there is [`from_listener_of`](Self::from_listener_of).
+    ///
+    /// # Errors
+    /// InvalidInput when it is of no dialect's type or does not listen, or is a datagram socket that is not told who sends
+    /// (SO_PASSCRED, `PassCredentials=yes`), or as for [`bind`](Self::bind).
+    pub fn from_listener(listener: OwnedFd, options: Options) -> io::Result<Self> {
+        let dialect = match getsockopt(&listener, sockopt::SockType)? {
+            SockType::Datagram => Dialect::Datagram,
+            SockType::SeqPacket => Dialect::Seqpacket,
+            SockType::Stream => Dialect::Stream,
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Self::from_listener_of(listener, dialect, options)
+    }
+
+    /// The same, in the dialect that is named.
+    ///
+    /// # Errors
+    /// As for [`from_listener`](Self::from_listener); InvalidInput too when the socket is of another type than the dialect's.
+    pub fn from_listener_of(listener: OwnedFd, dialect: Dialect, options: Options) -> io::Result<Self> {
+        let allowed = Allowed::new(&options)?;
+        let is_ready = match (SocketKind::of(dialect), getsockopt(&listener, sockopt::SockType)?) {
+            (SocketKind::Datagram, SockType::Datagram) => getsockopt(&listener, sockopt::PassCred)?,
+            (SocketKind::Seqpacket, SockType::SeqPacket) | (SocketKind::Stream, SockType::Stream) => {
+                getsockopt(&listener, sockopt::AcceptConn)?
+            }
+            _ => false,
+        };
+        if !is_ready {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Self::new(Some(Listener { socket: UnixListener::from(listener), file: None }), dialect, options, allowed)
+    }
+
+    fn new(listener: Option<Listener>, dialect: Dialect, options: Options, allowed: Allowed) -> io::Result<Self> {
+        let (woken, wake) = io::pipe()?;
+        let shared = Arc::new(Shared::new(options, dialect, Epoll::new()?, wake)?);
+        let engine = Engine::new(&shared, listener, allowed, woken)?;
+        *shared.engine() = Some(engine);
+        Ok(Self { shared })
+    }
+
+    /// A handle that ends [`accept`](Self::accept), from any thread.
+    pub fn stop_handle(&self) -> Stop {
+        Stop { shared: Arc::clone(&self.shared) }
+    }
+
+    /// A handle that tells the gateways how busy this daemon is, from any thread.
+    pub fn load_handle(&self) -> Load {
+        Load { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Waits for the next client; `None` once asked to stop. In the dialects without TAKEN, having read its message is the
+    /// acknowledgement: the client is this process's from now on, and nobody else will write to it or close it.
+    ///
+    /// A peer that breaks the protocol, stays silent or may not hand over is dropped with everything it sent, reported,
+    /// and not waited for. While this process is out of descriptors, clients wait in the backlog; those on a channel are refused.
+    ///
+    /// # Errors
+    /// The listening socket is unusable. It is not the peers' doing, and trying again will not help.
+    pub fn accept(&mut self) -> io::Result<Option<Handoff>> {
+        loop {
+            if let Poll::Ready(accepted) = self.next(Until::Forever)? {
+                return Ok(accepted);
+            }
+        }
+    }
+
+    /// The next client if there is one, `Ready(None)` once asked to stop, `Pending` when there is nothing at the moment: then this is asked again when the descriptor
+    /// is readable, or at [`deadline`](Self::deadline).
+    ///
+    /// # Errors
+    /// As for [`accept`](Self::accept).
+    pub fn try_accept(&mut self) -> io::Result<Poll<Option<Handoff>>> {
+        self.next(Until::Now)
+    }
+
+    /// When [`try_accept`](Self::try_accept) should be asked at the latest although nothing has happened, so that a peer that stays
+    /// silent is dropped; `None`: never. Nothing but that depends on it.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.shared.engine().as_ref().and_then(|engine| engine.first_deadline(Until::Forever))
+    }
+
+    fn next(&mut self, until: Until) -> io::Result<Poll<Option<Handoff>>> {
+        match &mut *self.shared.engine() {
+            Some(engine) => engine.next(&self.shared, until),
+            None => Ok(Poll::Ready(None)),
+        }
+    }
+
+    /// Sends what was left for the next TAKEN or the next wait. [`accept`](Self::accept) does it when it waits.
+    pub fn flush(&mut self) {
+        if let Some(engine) = &mut *self.shared.engine() {
+            engine.flush(&self.shared);
+        }
+    }
+
+    /// Stops, as [`Stop::stop`] does, and waits for the clients in flight, at most so long; says whether all have ended. Gateways are told
+    /// not to send any more (DRAINING), and what they have sent is refused.
+    ///
+    /// # Errors
+    /// As for [`accept`](Self::accept).
+    pub fn drain(&mut self, timeout: Duration) -> io::Result<bool> {
+        let now = Instant::now();
+        // A time that no clock reaches is long enough.
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
+        match &mut *self.shared.engine() {
+            Some(engine) => engine.drain(&self.shared, deadline),
+            None => Ok(true),
+        }
+    }
+
+    /// Clients that were handed over and are neither finished, given back nor refused, those that wait to be accepted among them.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight()
+    }
+}
+
+/// Clients, until asked to stop.
+impl Iterator for Acceptor {
+    type Item = io::Result<Handoff>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.accept().transpose()
+    }
+}
+
+impl AsFd for Acceptor {
+    /// What a runtime waits for: readable when [`try_accept`](Self::try_accept) has something to do. Nothing else is done with it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.epoll.as_fd()
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        let engine = self.shared.engine().take();
+        if let Some(mut engine) = engine {
+            engine.stop(&self.shared);
+        }
+    }
+}
