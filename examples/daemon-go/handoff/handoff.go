@@ -1657,13 +1657,15 @@ func (h *Handoff) take() error {
 			return ErrNotTaken
 		}
 		// Not before: what net sets on a socket is the owner's to set. It makes a copy, for which there may be no descriptor.
+		h.out = h.file
 		if conn, err := net.FileConn(h.file); err == nil {
 			h.file.Close()
-			h.in, h.out = conn.(stream), conn.(stream)
-		} else {
-			h.in, h.out = h.file, h.file
+			h.out = conn.(stream)
 		}
 		h.file = nil
+		if h.in == nil { // of CGI it is standard input
+			h.in = h.out
+		}
 	}
 	h.taken, h.takenAt = true, time.Now()
 	return nil
