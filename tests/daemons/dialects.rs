@@ -293,7 +293,7 @@ pub fn keeps_the_connection_behind_the_real_gateway(language: Language) {
         let line = gateway.log_line(at + 1);
         assert_eq!((&line["target"], &line["status"]), (&(*path).into(), &200.into()), "{line}");
         assert!(line["bytes_out"].as_u64().is_some_and(|bytes| bytes > expected.len() as u64), "{line}");
-        assert_eq!(line["outcome"], if *path == "/answer" { "answered" } else { "returned" }, "{line}");
+        assert_eq!(line["outcome"], if *path == "/answer" { "responded" } else { "returned" }, "{line}");
     }
     let refused = gateway.ask("GET /refuse?reason=overloaded&retry_after=7 HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(
