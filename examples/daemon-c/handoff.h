@@ -211,7 +211,7 @@ enum {
     HANDOFF_UNREAD_BYTES_MAX = 64 << 10, /* of a body that nobody wanted, before its client is given back */
     HANDOFF_LINE_BYTES_MAX = 4096,      /* a chunk's size line with its extensions */
     HANDOFF_TRAILER_BYTES_MAX = 16 << 10,
-    HANDOFF_JSON_DEPTH_MAX = 64,
+    HANDOFF_JSON_DEPTH_MAX = 128,
     HANDOFF_TEXT_BYTES_MAX = 1024,      /* of what is said for people */
     HANDOFF_DATA_VARIABLE_MAX = (128 << 10) - (int)sizeof "HANDOFF_DATA=", /* execve(2): 128 KiB with name and NUL */
 };

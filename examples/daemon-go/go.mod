@@ -1,0 +1,3 @@
+module example.org/daemon
+
+go 1.24
