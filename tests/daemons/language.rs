@@ -23,12 +23,13 @@ pub struct Language {
 const ALL_KINDS: &[&str] = &["baton", "seqpacket", "stream", "fdpass", "datagram"];
 
 pub const C: Language = Language { name: "c", command: c, kinds: ALL_KINDS };
+pub const GO: Language = Language { name: "go", command: go, kinds: ALL_KINDS };
 pub const PHP: Language = Language { name: "php", command: php, kinds: ALL_KINDS };
 pub const PYTHON: Language = Language { name: "python", command: python, kinds: ALL_KINDS };
 pub const RUST: Language = Language { name: "rust", command: rust, kinds: ALL_KINDS };
 
 /// The examples.
-pub const ALL: &[Language] = &[RUST, PYTHON, PHP, C];
+pub const ALL: &[Language] = &[RUST, GO, PYTHON, PHP, C];
 
 /// What the checks are tried on: without a fault it passes them all.
 pub const FAULTY: Language = Language { name: "faulty", command: faulty, kinds: &[] };
@@ -60,6 +61,19 @@ fn rust() -> Command {
 
 fn python() -> Command {
     interpreted("python3", &examples().join("daemon-python/daemon.py"))
+}
+
+fn go() -> Command {
+    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_folder, program) = BUILT.get_or_init(|| {
+        let folder = support::folder();
+        let program = folder.path().join("daemon");
+        let mut go = Command::new("go");
+        go.args(["build", "-o"]).arg(&program).arg(".").current_dir(examples().join("daemon-go"));
+        run(&mut go);
+        (folder, program)
+    });
+    Command::new(program)
 }
 
 fn php() -> Command {
