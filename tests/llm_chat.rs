@@ -125,6 +125,18 @@ impl Chat {
         client.rest()
     }
 
+    /// The lines of the access log about questions, of which there will be so many.
+    #[track_caller]
+    fn log(&self, count: usize) -> Vec<Value> {
+        let file = self.folder().join("access.log");
+        eventually("lines of the log", || {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let lines: Vec<_> = lines.filter(|line| line["target"] == "/chat").collect();
+            (lines.len() == count).then_some(lines)
+        })
+    }
+
     fn log_in(&self) -> Visitor<'_> {
         let mut visitor = Visitor { chat: self, cookie: String::new(), token: String::new() };
         visitor.look();
@@ -192,20 +204,31 @@ impl Visitor<'_> {
         answer
     }
 
-    fn post(&self, fields: &str, body: &Value) -> Client {
+    fn request(&self, fields: &str, body: &Value) -> String {
         let (cookie, token, body) = (&self.cookie, &self.token, body.to_string());
-        let mut client = self.chat.client();
-        client.send(format!(
+        format!(
             "POST /chat HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\nX-CSRF-Token: {token}\r\n{fields}\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        ));
+        )
+    }
+
+    fn post(&self, fields: &str, body: &Value) -> Client {
+        let mut client = self.chat.client();
+        client.send(self.request(fields, body));
         client
+    }
+
+    /// Asks the model, over a connection that there is.
+    fn asks_over(&self, client: &mut Client, question: &str) {
+        client.send(self.request("", &json!({"messages": [{"role": "user", "content": question}]})));
     }
 
     /// Asks the model.
     fn asks(&self, question: &str) -> Client {
-        self.post("", &json!({"messages": [{"role": "user", "content": question}]}))
+        let mut client = self.chat.client();
+        self.asks_over(&mut client, question);
+        client
     }
 }
 
@@ -352,21 +375,48 @@ fn while_it_streams_php_is_free_and_the_gateway_holds_nothing() {
     drop(clients);
     chat.says_times("model", "the client left after", 4);
     chat.says_times("daemon", " alice: client-gone,", 4);
-    let log = || std::fs::read_to_string(chat.folder().join("access.log")).unwrap_or_default();
-    let of_chats = || {
-        let lines: Vec<Value> = log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        lines.into_iter().filter(|line| line["target"] == "/chat").collect::<Vec<_>>()
-    };
-    eventually("five lines of the log", || (of_chats().len() == 5).then_some(()));
-    for line in of_chats() {
-        assert!(matches!(line["outcome"].as_str(), Some("handed-off" | "client-gone")), "{line}");
+    for line in chat.log(5) {
+        // Known from the daemon, whose last word it is.
+        let outcome = if line["bytes_out"].as_u64() > Some(1000) { "handed-off" } else { "client-gone" };
+        assert_eq!((&line["outcome"], &line["status"]), (&json!(outcome), &json!(200)), "{line}");
+        assert!(!line.to_string().contains("hello"), "what was asked is in no log");
     }
-    assert!(!log().contains("hello"), "what was asked is in no log");
+}
+
+/// An error is not the connection's end, and the log knows each answer.
+#[test]
+fn a_client_that_was_told_an_error_asks_again_over_the_same_connection() {
+    let chat = Chat::start(&["--dialect", "baton"]);
+    let visitor = chat.log_in();
+    let mut client = visitor.asks("/error 500");
+    let mut statuses = Vec::new();
+    for question in ["/error 429", "/error 404", "hello"] {
+        let answer = client.answer();
+        assert_eq!(answer.header("connection"), Some("keep-alive"), "{answer:?}");
+        statuses.push(json!(["returned", answer.status]));
+        visitor.asks_over(&mut client, question);
+    }
+    assert!(client.rest().contains("event: done\n"));
+    statuses.push(json!(["handed-off", 200]));
+    let log = chat.log(4);
+    let found: Vec<_> = log.iter().map(|line| json!([line["outcome"], line["status"]])).collect();
+    assert_eq!(found, statuses);
+    assert_eq!(statuses[..3], [json!(["returned", 502]), json!(["returned", 503]), json!(["returned", 502])]);
+    // Gateway and daemon call each request the same.
+    for line in &log {
+        chat.says("daemon", &[line["id"].as_str().expect("an id"), " alice: "]);
+    }
 }
 
 #[test]
 fn each_failure_has_its_status() {
-    let chat = Chat::start(&["--daemon", "--clients-max 2 --silence 2 --answer-timeout 5"]);
+    for dialect in ["baton", "seqpacket"] {
+        each_failure_has_its_status_in(dialect);
+    }
+}
+
+fn each_failure_has_its_status_in(dialect: &str) {
+    let chat = Chat::start(&["--dialect", dialect, "--daemon", "--clients-max 2 --silence 2 --answer-timeout 5"]);
     let visitor = chat.log_in();
     // One too many.
     let mut both = [visitor.asks("/hang"), visitor.asks("/hang")];
@@ -402,6 +452,8 @@ fn each_failure_has_its_status() {
     // The daemon's own faults would be said like that.
     assert_eq!(chat.count("daemon", "fault"), 0);
     assert!(visitor.asks("and now?").rest().contains("event: done\n"));
+    // Where the gateway cannot know, the daemon says so itself.
+    assert_eq!(chat.count("daemon", "refused, 2 answers are under way"), usize::from(dialect == "seqpacket"));
 }
 
 #[track_caller]

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "as in the harness")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,12 +10,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::support::{Client, Lines, folder};
+use super::support::{Client, Lines, eventually, folder};
 
 /// The name under which WebDriver passes elements.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 /// A browser's first start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a driver may find that its port is somebody else's.
+const PORTS_TRIED: usize = 10;
+/// What it says when it is there, with its port behind.
+const STARTED: &str = "started successfully on port ";
 
 /// A browser with an empty profile; it ends when it is dropped.
 pub struct Browser {
@@ -30,16 +35,7 @@ impl Browser {
     pub fn start() -> Option<Self> {
         let (browser, driver) = (installed("chromium")?, installed("chromedriver")?);
         let home = folder();
-        let mut driver = Command::new(driver)
-            .arg("--port=0")
-            .env("HOME", home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the driver starts");
-        let said = Lines::read(driver.stdout.take().expect("piped")).wait(0, &["started successfully on port "]);
-        let port = said.rsplit(' ').next().and_then(|port| port.trim_end_matches('.').parse().ok()).expect("a port");
+        let (driver, port) = (0..PORTS_TRIED).find_map(|_| drive(&driver, home.path())).expect("a port for the driver");
         let mut started = Self { driver, port, session: String::new(), _home: home };
         let profile = format!("--user-data-dir={}", started._home.path().join("profile").display());
         let flags = [
@@ -146,6 +142,28 @@ impl Drop for Browser {
         kill(pid, Signal::SIGTERM).expect("it runs");
         drop(self.driver.wait());
     }
+}
+
+/// Starts a driver; `None` when it found no port: it takes one that is free in IPv6, and in IPv4 somebody may have that.
+fn drive(program: &Path, home: &Path) -> Option<(Child, u16)> {
+    let mut driver = Command::new(program)
+        .arg("--port=0")
+        .env("HOME", home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the driver starts");
+    let lines = Lines::read(driver.stdout.take().expect("piped"));
+    let said = eventually("the driver listens, or does not", || {
+        lines.all().into_iter().find(|line| line.contains(STARTED) || line.contains("port not available"))
+    });
+    if !said.contains(STARTED) {
+        driver.wait().expect("ours");
+        return None;
+    }
+    let port = said.rsplit(' ').next().and_then(|port| port.trim_end_matches('.').parse().ok()).expect("a port");
+    Some((driver, port))
 }
 
 fn installed(program: &str) -> Option<PathBuf> {

@@ -82,7 +82,7 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
             writeln!(std::io::stderr(), "NOT TESTED: no browser (chromium, chromedriver); tests/run installs them");
         return said.expect("somebody reads");
     };
-    let chat = Chat::start(&["--daemon", "--silence 3"]);
+    let chat = Chat::start(&["--daemon", "--silence 3 --clients-max 2"]);
     browser.look(900, 700, "light");
     browser.open(&chat.url());
     assert_eq!(text(&browser, "h1"), "Log in");
@@ -183,7 +183,21 @@ fn a_person_logs_in_asks_stops_an_answer_and_is_told_what_went_wrong() {
 
     chat.says_times("daemon", "client-gone", 3);
 
+    // While others ask, and the model has no time: whoever says so, the page says it the same way.
+    let other = chat.log_in();
+    let mut others = [other.asks("/slow"), other.asks("/slow")];
+    others.iter_mut().for_each(|client| drop(client.until("\"You\"")));
+    asks(&browser, "may I?");
+    wait(&browser, "#problem", "Too busy right now.");
+    eventually("the time is over", || (text(&browser, "#again") == "Try again").then_some(()));
+    drop(others);
+    chat.says_times("daemon", "client-gone", 5);
+    browser.click("#again");
+    wait(&browser, "#state", "The answer is complete.");
+    assert!(answer(&browser).contains("“may I?”") && !is_shown(&browser, "#problem"));
+
     // A session that is over is said, and nobody is handed over.
+    chat.says_times("daemon", " alice: ok,", 3);
     let handed_over = chat.count("daemon", "pieces");
     browser.forget_cookies();
     asks(&browser, "who am I?");
