@@ -15,7 +15,7 @@ use super::reported::{self, Reported};
 use crate::access_log::{Line, micros};
 use crate::client::Client;
 use crate::decision::{Handoff, Outcome, RelayMode};
-use crate::exchange::Exchange;
+use crate::exchange::{Closing, Exchange};
 use crate::handoff::channel;
 use crate::handoff::native::ledger::End;
 use crate::handoff::{AddressError, Dialect, HeadBytes, Message, Refusal, SendError, Stage};
@@ -268,7 +268,7 @@ impl Serving<'_> {
                     });
                     return Tried::Over(match taken {
                         Taken::Silently => None,
-                        Taken::Reporting(taken) => self.taken(taken),
+                        Taken::Reporting(taken) => self.taken(taken, state.wants_to_go_on()).await,
                     });
                 }
                 Err(SendError::Refused { client, stage, source }) => {
@@ -320,15 +320,22 @@ impl Serving<'_> {
     }
 
     /// What is done about a client that a daemon has and will report on: mostly somebody is left behind to hear it.
-    fn taken(&mut self, mut taken: channel::Taken) -> Option<Client> {
+    async fn taken(&mut self, mut taken: channel::Taken, goes_on: bool) -> Option<Client> {
         if let Some(End { report, back }) = taken.end() {
             self.line.set(|record| reported::fill(record, &report, back.is_some()));
             self.line.end();
-            return back.map(|(socket, unread)| Client::with_preread(socket, unread));
+            let (socket, unread) = back?;
+            let client = Client::with_preread(socket, unread);
+            if goes_on {
+                return Some(client);
+            }
+            // Rare, and large beside the rest of the task: so it gets memory of its own.
+            Box::pin(Closing::new(client).linger(self.guard)).await;
+            return None;
         }
         let account = std::mem::replace(&mut self.line, Account::new(Line::nobodys()));
         // Where no word will come, the line is written with what is known, by its being dropped.
-        drop(taken.keep(Box::new(Reported::new(account, self.worker, self.guard))));
+        drop(taken.keep(Box::new(Reported::new(account, self.worker, self.guard, goes_on))));
         None
     }
 

@@ -12,6 +12,7 @@ use crate::arrival::Turn;
 use crate::client::Client;
 use crate::decision::Outcome;
 use crate::drain::{Guard, WeakGuard};
+use crate::exchange::Closing;
 use crate::handoff::channel::OnEnd;
 use crate::handoff::native::frame::{self, Report};
 use crate::handoff::native::ledger::End;
@@ -24,11 +25,13 @@ pub(super) struct Reported {
     account: Option<PackedAccount>,
     worker: Arc<Worker>,
     guard: WeakGuard,
+    /// Whether the client means to send another request.
+    goes_on: bool,
 }
 
 impl Reported {
-    pub(super) fn new(account: Account, worker: &Arc<Worker>, guard: &Guard) -> Self {
-        Self { account: Some(account.pack()), worker: Arc::clone(worker), guard: guard.downgrade() }
+    pub(super) fn new(account: Account, worker: &Arc<Worker>, guard: &Guard, goes_on: bool) -> Self {
+        Self { account: Some(account.pack()), worker: Arc::clone(worker), guard: guard.downgrade(), goes_on }
     }
 }
 
@@ -46,7 +49,11 @@ impl OnEnd for Reported {
         let client = Client::with_preread(socket, unread);
         let place = self.worker.admission.place_beyond();
         let worker = Arc::clone(&self.worker);
-        guard.spawn(|guard| go_on(worker, client, origin, place, guard));
+        if self.goes_on {
+            guard.spawn(|guard| go_on(worker, client, origin, place, guard));
+        } else {
+            guard.spawn(|guard| close(client, place, guard));
+        }
     }
 
     fn is_about(&self, request: &str) -> bool {
@@ -56,6 +63,12 @@ impl OnEnd for Reported {
 
 async fn go_on(worker: Arc<Worker>, client: Client, origin: Origin, place: Place, guard: Guard) {
     requests(&worker, client, &Arc::new(origin), Turn::Later, guard, place).await;
+}
+
+/// Ends the connection in a way that lets the answer arrive.
+async fn close(client: Client, place: Place, mut guard: Guard) {
+    Closing::new(client).linger(&mut guard).await;
+    drop(place);
 }
 
 /// Puts a daemon's report into the line.

@@ -314,6 +314,11 @@ impl Exchange {
 }
 
 impl Closing {
+    /// A client that has its answer and wants no other.
+    pub fn new(client: Client) -> Self {
+        Self(client)
+    }
+
     /// Reads away what the client still sends until it closes, so that nothing it sent resets the connection before it has
     /// read its answer; not for ever, and shorter when the gateway drains.
     ///
@@ -339,6 +344,11 @@ impl State {
     /// What was read of the connection behind the head and not taken.
     pub fn preread(&self) -> &[u8] {
         &self.preread
+    }
+
+    /// Whether the client means to send another request.
+    pub fn wants_to_go_on(&self) -> bool {
+        self.persistence == Persistence::KeepAlive
     }
 
     /// Read of the request's body so far.

@@ -1,6 +1,6 @@
 //! What a daemon is told, and what its reports become.
 
-use baton::handoff::native::frame::{Outcome, Report};
+use baton::handoff::native::frame::{Frame, Outcome, Report};
 use serde_json::json;
 
 use crate::support::native::report;
@@ -131,6 +131,31 @@ fn a_client_that_comes_back_goes_on_with_what_was_read_and_not_used() {
 }
 
 #[test]
+fn a_client_that_asked_for_the_end_has_it_also_where_the_daemon_gives_it_back() {
+    let (gateway, scripts) = start(1, "");
+    let mut channel = None;
+    for request in ["GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
+        for is_late in [false, true] {
+            let mut client = gateway.client();
+            client.send(request);
+            let channel = channel.get_or_insert_with(|| scripts[0].accept(10));
+            let lent = channel.lent();
+            channel.take(&lent);
+            lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            if is_late {
+                // Its task in the gateway has ended by then.
+                channel.send(&Frame::Ping(Vec::new()));
+                channel.frame();
+            }
+            channel.give_back(&lent, report(200, 40), b"");
+            drop(lent);
+            assert!(client.rest().ends_with("\r\n\r\nok"), "{request}");
+        }
+    }
+    assert_eq!(outcome(&gateway, 4).0, "returned");
+}
+
+#[test]
 fn every_result_has_its_outcome() {
     let (gateway, scripts) = start(1, "");
     let mut channel = None;
@@ -203,7 +228,7 @@ fn a_request_is_revoked_by_the_operator() {
     let (status, _) = revoke(&id);
     assert_eq!(status, 202);
     let (frame, _) = channel.frame();
-    let is_it = matches!(&frame, baton::handoff::native::frame::Frame::Revoke { id, .. } if *id == lent.id);
+    let is_it = matches!(&frame, Frame::Revoke { id, .. } if *id == lent.id);
     assert!(is_it, "{frame:?}");
     channel.done(lent, Report { result: Outcome::Revoked, ..report(200, 0) });
     assert_eq!(client.rest(), "");
