@@ -150,8 +150,8 @@ int handoff_respond(struct handoff *, int status, const struct handoff_field *he
 int handoff_start(struct handoff *, int status, const struct handoff_field *headers);
 /* The client's socket, taken; -1. It stays the handoff's. Bytes that were read before are not in it (handoff_read). */
 int handoff_socket(struct handoff *);
-/* Whether the client has left, without writing. One that only ended its sending side looks the same; one with bytes unread
- * has not left. */
+/* Whether the client has left, without writing. One that only ended its sending side looks the same; one with bytes unread,
+ * or that was not taken, has not left. */
 int handoff_client_gone(struct handoff *);
 /* Whether the gateway asked to end this one. */
 int handoff_revoked(const struct handoff *);
@@ -564,6 +564,7 @@ struct handoff {
     size_t line_length, trailer_length;
     bool line_has_digit, line_is_extension, line_had_cr, continue_wanted;
     int body_error;
+    const char *refused; /* why it cannot be served, as soon as it arrives */
     char *ahead; /* read for the chunks' sake */
     size_t ahead_at, ahead_length;
     /* The response. */
@@ -847,11 +848,11 @@ static const char *ho_read_metadata(struct handoff *handoff, const unsigned char
     handoff->head_sent = sent && sent->type == 't';
     const char *framing = ho_member_text(handoff, "body", "framing");
     static const char *const framings[] = {"none", "length", "chunked", "memfd"};
-    int which = *framing ? ho_word(framings, 4, framing) : 0;
-    if (which < 0) return "HANDOFF: a body in a framing that is not known";
-    handoff->framing = (enum ho_framing)which;
-    if (which == HO_LENGTH && !ho_json_u64(ho_member(handoff, "body", "remaining"), &handoff->remaining))
-        return "HANDOFF: a body of a length that is not told";
+    int which = ho_member(handoff, "body", "framing") ? ho_word(framings, 4, framing) : 0;
+    if (which < 0) handoff->refused = "a body in a framing that is not known";
+    else handoff->framing = (enum ho_framing)which;
+    const struct ho_value *remaining = ho_member(handoff, "body", "remaining");
+    if (which == HO_LENGTH && remaining && !ho_json_u64(remaining, &handoff->remaining)) handoff->refused = "a body of no length";
     handoff->body_length = handoff->remaining;
     handoff->at = which == HO_CHUNKED ? HO_SIZE : HO_BODY;
     uint64_t head = 0;
@@ -964,11 +965,11 @@ static bool ho_sections(const unsigned char *payload, size_t length, const unsig
     return length == 0;
 }
 
-/* Adopts the descriptors of one HANDOFF, and queues or refuses it. NULL, or why the channel ends. */
-static const char *ho_arrive(struct handoff_acceptor *acceptor, struct ho_channel *channel, int flags, uint64_t id,
-                             const unsigned char *payload, size_t length, int *descriptors) {
+/* Makes a handoff of a frame, adopting its descriptors. NULL, with why the channel ends. */
+static struct handoff *ho_build(struct handoff_acceptor *acceptor, struct ho_channel *channel, int flags, uint64_t id,
+                                const unsigned char *payload, size_t length, int *descriptors, const char **wrong) {
     struct handoff *handoff = ho_new(acceptor, descriptors[0]);
-    if (!handoff) return "no memory"; /* The caller closes what is left in `descriptors`. */
+    if (!handoff) return *wrong = "no memory", NULL; /* The caller closes what is left in `descriptors`. */
     descriptors[0] = -1;
     handoff->channel = channel;
     handoff->wire_id = id;
@@ -981,51 +982,60 @@ static const char *ho_arrive(struct handoff_acceptor *acceptor, struct ho_channe
         }
     const unsigned char *sections[3];
     size_t lengths[3];
-    const char *wrong = NULL, *refused = NULL;
-    enum handoff_reason reason = HANDOFF_UNSUPPORTED;
     struct stat status;
-    if (id == 0) wrong = "HANDOFF with id 0";
-    else if (!ho_sections(payload, length, sections, lengths, 3)) wrong = "HANDOFF: a payload that is not three sections";
-    else if ((flags & 2 && lengths[1]) || (flags & 4 && lengths[2])) wrong = "HANDOFF: what is in a memfd is in the packet too";
-    else if (!ho_is_stream_socket(handoff->client)) wrong = "HANDOFF: the client is not a stream socket";
-    else wrong = ho_read_metadata(handoff, sections[0], lengths[0]);
-    for (int i = 0; !wrong && i < 3; i++)
-        if (*memfds[i] >= 0 && (fstat(*memfds[i], &status) || !S_ISREG(status.st_mode))) wrong = "HANDOFF: a memfd that is none";
-        else if (i == 0 && handoff->body_memfd >= 0 && handoff->framing == HO_MEMFD) handoff->body_length = (uint64_t)status.st_size;
-    if (!wrong && handoff->framing == HO_MEMFD && !(flags & 1)) wrong = "HANDOFF: a body in a memfd that did not come";
-    if (!wrong && handoff->head_length > lengths[2] && handoff->preread_memfd < 0) wrong = "HANDOFF: a head that is longer than what came";
-    if (!wrong) {
+    if (id == 0) *wrong = "HANDOFF with id 0";
+    else if (!ho_sections(payload, length, sections, lengths, 3)) *wrong = "HANDOFF: a payload that is not three sections";
+    else if ((flags & 2 && lengths[1]) || (flags & 4 && lengths[2])) *wrong = "HANDOFF: what is in a memfd is in the packet too";
+    else if (!ho_is_stream_socket(handoff->client)) *wrong = "HANDOFF: the client is not a stream socket";
+    else *wrong = ho_read_metadata(handoff, sections[0], lengths[0]);
+    for (int i = 0; !*wrong && i < 3; i++)
+        if (*memfds[i] >= 0 && (fstat(*memfds[i], &status) || !S_ISREG(status.st_mode))) *wrong = "HANDOFF: a memfd that is none";
+        else if (i == 0 && *memfds[i] >= 0) handoff->body_length = (uint64_t)status.st_size;
+    if (!*wrong) {
         size_t bytes_max = acceptor->options.data_bytes_max;
+        if (!handoff->refused && (handoff->framing == HO_MEMFD) != (flags & 1)) handoff->refused = "a memfd with another framing";
         if (data_memfd >= 0) handoff->data = ho_read_memfd(data_memfd, bytes_max, &handoff->data_length);
         else if (lengths[1] <= bytes_max && (handoff->data = malloc(lengths[1] + 1))) {
             memcpy(handoff->data, sections[1], lengths[1]);
             handoff->data[lengths[1]] = 0;
             handoff->data_length = lengths[1];
         }
-        if (!handoff->data) refused = "the data is larger than data_bytes_max";
+        if (!handoff->data) handoff->refused = "the data is larger than data_bytes_max";
         handoff->preread_length = lengths[2];
         if (handoff->preread_memfd >= 0 && handoff->head_length > 0) { /* A head is wanted in memory, whatever it brings. */
             handoff->preread = ho_read_memfd(handoff->preread_memfd, SIZE_MAX - 1, &handoff->preread_length);
             ho_close(&handoff->preread_memfd);
-            if (handoff->head_length > handoff->preread_length) wrong = "HANDOFF: a head that is longer than what came";
         } else if ((handoff->preread = malloc(lengths[2] + 1))) memcpy(handoff->preread, sections[2], lengths[2]);
-        if (!handoff->preread) wrong = "no memory";
+        if (!handoff->preread) *wrong = "no memory";
+        else if (handoff->head_length > handoff->preread_length) *wrong = "HANDOFF: a head that is longer than what came";
         handoff->preread_at = handoff->head_length;
     }
     ho_close(&data_memfd);
     pthread_mutex_lock(&acceptor->lock);
-    for (struct handoff *other = acceptor->live; !wrong && other; other = other->live_next)
-        if (other->channel == channel && other->wire_id == id) wrong = "HANDOFF with an id that is in flight";
-    if (!wrong && !refused) {
-        if (acceptor->stopped) reason = HANDOFF_WHILE_DRAINING, refused = "about to end";
-        else if (acceptor->in_flight >= acceptor->options.in_flight_max) reason = HANDOFF_OVERLOADED, refused = "in_flight_max";
-        else ho_register(handoff), ho_enqueue(handoff);
+    for (struct handoff *other = acceptor->live; !*wrong && other; other = other->live_next)
+        if (other->channel == channel && other->wire_id == id && other->counted) *wrong = "HANDOFF with an id that is in flight";
+    pthread_mutex_unlock(&acceptor->lock);
+    if (!*wrong) return handoff;
+    ho_free(handoff);
+    return NULL;
+}
+
+/* Queues or refuses it. False when the gateway does not read that. */
+static bool ho_admit(struct handoff_acceptor *acceptor, struct ho_channel *channel, struct handoff *handoff) {
+    enum handoff_reason reason = HANDOFF_UNSUPPORTED;
+    const char *refused = handoff->refused;
+    uint64_t id = handoff->wire_id;
+    pthread_mutex_lock(&acceptor->lock);
+    if (!refused && acceptor->stopped) reason = HANDOFF_WHILE_DRAINING, refused = "about to end";
+    else if (!refused && acceptor->in_flight >= acceptor->options.in_flight_max) reason = HANDOFF_OVERLOADED, refused = "in_flight_max";
+    if (!refused) {
+        ho_register(handoff);
+        ho_enqueue(handoff);
     }
     pthread_mutex_unlock(&acceptor->lock);
-    if (!wrong && !refused) return NULL;
+    if (!refused) return true;
     ho_free(handoff); /* The copy is closed first, then it is said. */
-    if (!wrong && !ho_answer_refused(channel, id, reason, refused)) wrong = "a gateway that does not read";
-    return wrong;
+    return ho_answer_refused(channel, id, reason, refused);
 }
 
 static const char *ho_greeted(struct ho_channel *channel, const unsigned char *payload, size_t length) {
@@ -1048,38 +1058,46 @@ static const char *ho_greeted(struct ho_channel *channel, const unsigned char *p
     return NULL;
 }
 
-/* One frame. NULL, or why the channel ends. */
-static const char *ho_take_frame(struct handoff_acceptor *acceptor, struct ho_channel *channel, const unsigned char *frame,
-                                 size_t length, int *descriptors) {
+static void ho_revoke(struct handoff_acceptor *acceptor, struct ho_channel *channel, uint64_t id) {
+    pthread_mutex_lock(&acceptor->lock);
+    for (struct handoff *handoff = acceptor->live; handoff; handoff = handoff->live_next)
+        if (handoff->channel == channel && handoff->wire_id == id) {
+            atomic_store(&handoff->revoked, 1);
+            ssize_t ignored = handoff->wake >= 0 ? write(handoff->wake, &(uint64_t){1}, 8) : 0;
+            (void)ignored;
+        }
+    pthread_mutex_unlock(&acceptor->lock);
+}
+
+static bool ho_is_object(const unsigned char *payload, size_t length) {
+    struct ho_json json = {0};
+    char *copy = malloc(length + 1);
+    if (copy) memcpy(copy, payload, length);
+    bool is_object = copy && ho_json_object(&json, copy, length);
+    free(json.values);
+    free(copy);
+    return is_object;
+}
+
+/* Understands one frame, without doing anything. NULL, or why the channel ends. A HANDOFF is put at the end of `*arrived`. */
+static const char *ho_check_frame(struct handoff_acceptor *acceptor, struct ho_channel *channel, const unsigned char *frame,
+                                  size_t length, int *descriptors, struct handoff **arrived) {
     int type = frame[2], flags = frame[3];
     uint64_t id = ho_get32(frame + 8) | (uint64_t)ho_get32(frame + 12) << 32;
     const unsigned char *payload = frame + HANDOFF_HEADER_BYTES;
+    const char *wrong = NULL;
     if (!channel->greeted && type != HO_HELLO) return "a frame before HELLO";
     switch (type) {
     case HO_HELLO:
         return id ? "HELLO with an id" : ho_greeted(channel, payload, length);
     case HO_HANDOFF:
-        return ho_arrive(acceptor, channel, flags, id, payload, length, descriptors);
-    case HO_REVOKE: {
-        struct ho_json json = {0};
-        char *copy = malloc(length + 1);
-        if (copy) memcpy(copy, payload, length);
-        bool is_object = copy && ho_json_object(&json, copy, length);
-        free(json.values);
-        free(copy);
-        if (!is_object || id == 0) return "REVOKE that is not understood";
-        pthread_mutex_lock(&acceptor->lock);
-        for (struct handoff *handoff = acceptor->live; handoff; handoff = handoff->live_next)
-            if (handoff->channel == channel && handoff->wire_id == id) {
-                atomic_store(&handoff->revoked, 1);
-                ssize_t ignored = handoff->wake >= 0 ? write(handoff->wake, &(uint64_t){1}, 8) : 0;
-                (void)ignored;
-            }
-        pthread_mutex_unlock(&acceptor->lock);
-        return NULL;
-    }
+        for (; *arrived; arrived = &(*arrived)->next)
+            if ((*arrived)->wire_id == id) return "HANDOFF with an id that is in flight";
+        *arrived = ho_build(acceptor, channel, flags, id, payload, length, descriptors, &wrong);
+        return wrong;
+    case HO_REVOKE:
+        return id == 0 || !ho_is_object(payload, length) ? "REVOKE that is not understood" : NULL;
     case HO_PING:
-        return ho_answer(channel, HO_PONG, id, payload, length) ? NULL : "a gateway that does not read";
     case HO_PONG:
         return NULL;
     default:
@@ -1087,28 +1105,49 @@ static const char *ho_take_frame(struct handoff_acceptor *acceptor, struct ho_ch
     }
 }
 
+/* How many descriptors belong to a frame. */
+static int ho_belonging(const unsigned char *frame) {
+    return frame[2] == HO_HANDOFF ? 1 + (frame[3] & 1) + (frame[3] >> 1 & 1) + (frame[3] >> 2 & 1) : 0;
+}
+
+/* NULL, or why the channel ends. A packet counts as a whole: nothing of it is done before all of it is understood. */
 static const char *ho_take_packet(struct handoff_acceptor *acceptor, struct ho_channel *channel, const unsigned char *packet,
                                   size_t length, int *descriptors, int count) {
-    /* All headers before any frame: nothing of a packet that is broken is done. */
     int belong = 0;
     for (size_t at = 0; at < length;) {
         if (length - at < HANDOFF_HEADER_BYTES) return "a packet that ends within a header";
         const unsigned char *frame = packet + at;
         if (frame[0] != 0xB7 || frame[1] != 1) return "a frame of another protocol or version";
         if (ho_get32(frame + 4) > length - at - HANDOFF_HEADER_BYTES) return "a packet that ends within a frame";
-        if (frame[2] == HO_HANDOFF) belong += 1 + (frame[3] & 1) + (frame[3] >> 1 & 1) + (frame[3] >> 2 & 1);
+        belong += ho_belonging(frame);
         at += HANDOFF_HEADER_BYTES + ho_get32(frame + 4);
     }
     if (belong != count) return "descriptors where none belong, or too few";
-    for (size_t at = 0; at < length;) {
-        const unsigned char *frame = packet + at;
-        size_t payload = ho_get32(frame + 4);
-        const char *wrong = ho_take_frame(acceptor, channel, frame, payload, descriptors);
-        if (wrong) return wrong;
-        if (frame[2] == HO_HANDOFF) descriptors += 1 + (frame[3] & 1) + (frame[3] >> 1 & 1) + (frame[3] >> 2 & 1);
-        at += HANDOFF_HEADER_BYTES + payload;
+    struct handoff *arrived = NULL, *handoff;
+    const char *wrong = NULL;
+    for (size_t at = 0; at < length && !wrong; at += HANDOFF_HEADER_BYTES + ho_get32(packet + at + 4)) {
+        wrong = ho_check_frame(acceptor, channel, packet + at, ho_get32(packet + at + 4), descriptors, &arrived);
+        descriptors += ho_belonging(packet + at);
     }
-    return NULL;
+    for (size_t at = 0; at < length && !wrong; at += HANDOFF_HEADER_BYTES + ho_get32(packet + at + 4)) {
+        const unsigned char *frame = packet + at;
+        uint64_t id = ho_get32(frame + 8) | (uint64_t)ho_get32(frame + 12) << 32;
+        bool is_read = true;
+        if (frame[2] == HO_PING) is_read = ho_answer(channel, HO_PONG, id, frame + HANDOFF_HEADER_BYTES, ho_get32(frame + 4));
+        else if (frame[2] == HO_REVOKE) ho_revoke(acceptor, channel, id);
+        else if (frame[2] == HO_HANDOFF) {
+            handoff = arrived;
+            arrived = handoff->next;
+            handoff->next = NULL;
+            is_read = ho_admit(acceptor, channel, handoff);
+        }
+        if (!is_read) wrong = "a gateway that does not read";
+    }
+    while ((handoff = arrived)) {
+        arrived = handoff->next;
+        ho_free(handoff);
+    }
+    return wrong;
 }
 
 /* Receives once: every descriptor is adopted, whatever comes of it. */
@@ -2162,6 +2201,7 @@ int handoff_start(struct handoff *handoff, int status, const struct handoff_fiel
 
 int handoff_client_gone(struct handoff *handoff) {
     if (handoff->write_error == EPIPE || handoff->write_error == ECONNRESET) return 1;
+    if (handoff->channel && !handoff->taken) return 0; /* It is only lent: nothing of it is looked at. */
     struct pollfd polled = {handoff->client < 0 ? handoff->out : handoff->client, handoff->client < 0 ? 0 : POLLIN, 0};
     if (poll(&polled, 1, 0) <= 0) return 0;
     if (handoff->client < 0 || polled.revents & (POLLERR | POLLNVAL)) return 1;
@@ -2179,7 +2219,7 @@ int handoff_wait(struct handoff *handoff, int timeout_ms) {
         if (handoff_revoked(handoff) || handoff_client_gone(handoff)) return 1;
         long long left = until - ho_now_ms();
         if (left <= 0) return 0;
-        int fd = handoff->client < 0 ? handoff->out : handoff->client;
+        int fd = handoff->channel && !handoff->taken ? -1 : handoff->client < 0 ? handoff->out : handoff->client;
         if (is_half) (void)ho_wait_for(handoff, -1, 0, left < 100 ? (int)left : 100);
         else if (ho_wait_for(handoff, fd, POLLRDHUP, (int)left) == 0) is_half = true;
     }

@@ -697,7 +697,7 @@ func (l *Listener) acceptPeers() {
 		conn, err := l.connected.AcceptUnix()
 		switch {
 		case err == nil:
-			l.admit(conn)
+			l.greet(conn)
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -706,7 +706,8 @@ func (l *Listener) acceptPeers() {
 	}
 }
 
-func (l *Listener) admit(conn *net.UnixConn) {
+// greet asks who has connected.
+func (l *Listener) greet(conn *net.UnixConn) {
 	var peer *syscall.Ucred
 	raw, err := conn.SyscallConn()
 	if err == nil {
@@ -1039,15 +1040,25 @@ func (l *Listener) takePacket(channel *channel, packet *received) error {
 	if belong != len(packet.descriptors) {
 		return fmt.Errorf("%d descriptors where %d belong", len(packet.descriptors), belong)
 	}
-	var answer []byte // goes out once all of the packet is understood, or no more fits
+	// Nothing of a packet is done before all of it is understood.
+	var todo []func() []byte
+	ids := map[uint64]bool{}
 	descriptors := packet.descriptors
 	for rest := packet.bytes; len(rest) > 0; {
 		end := headerBytes + int(binary.LittleEndian.Uint32(rest[4:]))
 		count := descriptorsOf(rest)
-		said, err := l.takeFrame(channel, rest[:end], descriptors[:count])
+		do, err := l.checkFrame(channel, rest[:end], descriptors[:count], ids)
 		if err != nil {
 			return err
 		}
+		if do != nil {
+			todo = append(todo, do)
+		}
+		descriptors, rest = descriptors[count:], rest[end:]
+	}
+	var answer []byte // goes out once all is done, or no more fits
+	for _, do := range todo {
+		said := do()
 		if len(answer)+len(said) > packetBytesMax {
 			if err := l.say(channel, answer, nil); err != nil {
 				return err
@@ -1055,7 +1066,6 @@ func (l *Listener) takePacket(channel *channel, packet *received) error {
 			answer = nil
 		}
 		answer = append(answer, said...)
-		descriptors, rest = descriptors[count:], rest[end:]
 	}
 	if len(answer) == 0 {
 		return nil
@@ -1063,8 +1073,8 @@ func (l *Listener) takePacket(channel *channel, packet *received) error {
 	return l.say(channel, answer, nil)
 }
 
-// takeFrame does what one frame says; it returns what is to be answered. Descriptors that it takes become -1.
-func (l *Listener) takeFrame(channel *channel, bytes []byte, descriptors []int) ([]byte, error) {
+// checkFrame understands one frame. It returns what is to be done then, which returns what is to be answered.
+func (l *Listener) checkFrame(channel *channel, bytes []byte, descriptors []int, ids map[uint64]bool) (func() []byte, error) {
 	kind, flags, id, payload := bytes[2], bytes[3], binary.LittleEndian.Uint64(bytes[8:]), bytes[headerBytes:]
 	if !channel.greeted && kind != typeHello {
 		return nil, errors.New("a frame before HELLO")
@@ -1078,20 +1088,27 @@ func (l *Listener) takeFrame(channel *channel, bytes []byte, descriptors []int) 
 		channel.greeted = true
 		channel.conn.SetReadDeadline(time.Time{})
 	case typeHandoff:
+		if ids[id] {
+			return nil, errors.New("HANDOFF with an id that is in flight")
+		}
+		ids[id] = true
 		return l.arrive(channel, flags, id, payload, descriptors)
 	case typeRevoke:
 		var reason map[string]any
 		if err := json.Unmarshal(payload, &reason); err != nil || reason == nil || id == 0 {
 			return nil, fmt.Errorf("REVOKE that is not understood: %v", err)
 		}
-		l.mu.Lock()
-		h := channel.handoffs[id]
-		l.mu.Unlock()
-		if h != nil {
-			h.revoke()
-		}
+		return func() []byte {
+			l.mu.Lock()
+			h := channel.handoffs[id]
+			l.mu.Unlock()
+			if h != nil {
+				h.revoke()
+			}
+			return nil
+		}, nil
 	case typePing:
-		return frame(nil, typePong, id, payload), nil
+		return func() []byte { return frame(nil, typePong, id, payload) }, nil
 	case typePong:
 	default:
 		if known := kind >= typeHello && kind <= typePong; known || flags&0x80 == 0 {
@@ -1101,8 +1118,8 @@ func (l *Listener) takeFrame(channel *channel, bytes []byte, descriptors []int) 
 	return nil, nil
 }
 
-// arrive queues a client, or refuses it.
-func (l *Listener) arrive(channel *channel, flags byte, id uint64, payload []byte, descriptors []int) ([]byte, error) {
+// arrive makes a handoff of a frame, to be queued or refused. Descriptors that it takes become -1 then.
+func (l *Listener) arrive(channel *channel, flags byte, id uint64, payload []byte, descriptors []int) (func() []byte, error) {
 	var parts [3][]byte
 	for i := range parts {
 		if len(payload) < 4 || uint64(binary.LittleEndian.Uint32(payload)) > uint64(len(payload)-4) {
@@ -1144,9 +1161,7 @@ func (l *Listener) arrive(channel *channel, flags byte, id uint64, payload []byt
 	if flags&1 != 0 {
 		descriptor, place := next()
 		h.bodyFile, adopted = newMemfd(descriptor), append(adopted, place)
-		if h.metadata.Body.Framing == "memfd" {
-			h.bodyLength = uint64(h.bodyFile.size)
-		}
+		h.bodyLength = uint64(h.bodyFile.size)
 	}
 	if flags&2 != 0 {
 		descriptor, _ := next() // closed with the packet
@@ -1166,13 +1181,24 @@ func (l *Listener) arrive(channel *channel, flags byte, id uint64, payload []byt
 		return nil, err
 	}
 	l.mu.Lock()
-	refusal := refusal{}
-	switch {
-	case channel.handoffs[id] != nil:
-		l.mu.Unlock()
+	isKnown := channel.handoffs[id] != nil
+	l.mu.Unlock()
+	if isKnown {
 		return nil, errors.New("HANDOFF with an id that is in flight")
-	case isTooLarge:
-		refusal = refusalOf(Unsupported, 0, "the data is larger than data_bytes_max")
+	}
+	if isTooLarge {
+		h.refused = "the data is larger than data_bytes_max"
+	}
+	return func() []byte { return l.admit(h, client, adopted) }, nil
+}
+
+// admit queues a client, or refuses it.
+func (l *Listener) admit(h *Handoff, client int, adopted []*int) []byte {
+	refusal := refusal{}
+	l.mu.Lock()
+	switch {
+	case h.refused != "":
+		refusal = refusalOf(Unsupported, 0, h.refused)
 	case l.stopped:
 		refusal = refusalOf(Draining, 0, "about to end")
 	case l.inFlight >= l.options.InFlightMax:
@@ -1182,21 +1208,21 @@ func (l *Listener) arrive(channel *channel, flags byte, id uint64, payload []byt
 			*place = -1
 		}
 		h.file = os.NewFile(uintptr(client), "client")
-		channel.handoffs[id] = h
+		h.channel.handoffs[h.wireID] = h
 		l.inFlight++
 		l.queue = append(l.queue, h)
 		l.changed.Broadcast()
 	}
 	l.mu.Unlock()
 	if refusal.Reason == "" {
-		return nil, nil
+		return nil
 	}
 	for _, place := range adopted { // The copy is closed first, then it is said.
 		syscall.Close(*place)
 		*place = -1
 	}
 	said, _ := json.Marshal(refusal)
-	return frame(nil, typeRefused, id, said), nil
+	return frame(nil, typeRefused, h.wireID, said)
 }
 
 type refusal struct {
@@ -1305,8 +1331,8 @@ type Metadata struct {
 	} `json:"tls"`
 	Connection string `json:"connection"`
 	Body       struct {
-		Framing   string  `json:"framing"`
-		Remaining *uint64 `json:"remaining"`
+		Framing   string `json:"framing"`
+		Remaining uint64 `json:"remaining"`
 	} `json:"body"`
 	Response struct {
 		HeadSent bool `json:"head_sent"`
@@ -1335,6 +1361,7 @@ type Handoff struct {
 	metadata  Metadata
 	data      []byte
 	head      []byte
+	refused   string   // why it cannot be served, as soon as it arrives
 	file      *os.File // the client, until it is taken
 	isCGI     bool
 	inherited map[string]string
@@ -1383,21 +1410,17 @@ func (h *Handoff) readMetadata(raw []byte, flags byte) error {
 	switch h.body.framing {
 	case "":
 		h.body.framing = "none"
-	case "none":
+	case "none", "memfd":
 	case "length":
-		if h.metadata.Body.Remaining == nil {
-			return errors.New("HANDOFF: a body of a length that is not told")
-		}
-		h.body.remaining = *h.metadata.Body.Remaining
+		h.body.remaining = h.metadata.Body.Remaining
 		h.bodyLength = h.body.remaining
 	case "chunked":
 		h.body.at = inSize
-	case "memfd":
-		if flags&1 == 0 {
-			return errors.New("HANDOFF: a body in a memfd that did not come")
-		}
 	default:
-		return fmt.Errorf("HANDOFF: a body in the framing %q", h.body.framing)
+		h.refused = "a body in a framing that is not known"
+	}
+	if (h.body.framing == "memfd") != (flags&1 != 0) && h.refused == "" {
+		h.refused = "a memfd with another framing"
 	}
 	h.body.continueWanted = strings.EqualFold(h.Header("expect"), "100-continue") && h.metadata.Request.Version != "1.0"
 	return nil
@@ -1630,17 +1653,19 @@ func (h *Handoff) take() error {
 		return nil
 	}
 	if h.file != nil {
-		conn, err := net.FileConn(h.file)
-		if err != nil {
-			return fmt.Errorf("the client's socket: %w", err)
-		}
 		if h.channel != nil && (h.isLost() || h.listener.say(h.channel, frame(nil, typeTaken, h.wireID, nil), nil) != nil) {
-			conn.Close()
 			return ErrNotTaken
 		}
-		h.file.Close()
+		// Not before: what net sets on a socket is the owner's to set. It makes a copy, for which there may be no descriptor.
+		h.out = h.file
+		if conn, err := net.FileConn(h.file); err == nil {
+			h.file.Close()
+			h.out = conn.(stream)
+		}
 		h.file = nil
-		h.in, h.out = conn.(stream), conn.(stream)
+		if h.in == nil { // of CGI it is standard input
+			h.in = h.out
+		}
 	}
 	h.taken, h.takenAt = true, time.Now()
 	return nil
@@ -1839,12 +1864,18 @@ func peek(fd int) (isGone bool, err error) {
 }
 
 // ClientGone says whether the client has left, without writing. One that only ended its sending side looks the same; one with
-// bytes unread has not left.
+// bytes unread, or that was not taken, has not left.
 func (h *Handoff) ClientGone() bool {
 	if h.writeErr == ErrClientGone {
 		return true
 	}
 	isGone := false
+	h.mu.Lock()
+	isLent := h.channel != nil && !h.taken
+	h.mu.Unlock()
+	if isLent { // Nothing of it is looked at.
+		return false
+	}
 	h.withDescriptor(func(fd int) { isGone, _ = peek(fd) })
 	return isGone && !h.isBehindPipe() && !h.hasAhead()
 }
@@ -2141,7 +2172,9 @@ func (h *Handoff) closeFiles() {
 // closeGracefully ends the writing side first, and drops what comes until the client has closed too, for a moment: a close with
 // bytes unread makes the kernel send a reset, which can destroy the answer on its way (RFC 9112 9.6).
 func (h *Handoff) closeGracefully() {
-	if half, isHalf := h.out.(interface{ CloseWrite() error }); isHalf && half.CloseWrite() == nil {
+	isHalf := false
+	h.withDescriptor(func(fd int) { isHalf = syscall.Shutdown(fd, syscall.SHUT_WR) == nil })
+	if isHalf {
 		h.in.SetReadDeadline(time.Now().Add(linger))
 		io.Copy(io.Discard, h.in)
 	}
