@@ -30,8 +30,8 @@ fn ends(daemon: &Daemon, what: &str, make: impl for<'a> Fn(&'a Stray, &'a Lent) 
     channel.send(&packet, &descriptors);
     drop(descriptors);
     channel.has_ended_but_for(&stream);
-    stray.is_closed();
-    lent.is_untouched(daemon, b"");
+    stray.check_closed();
+    lent.check_untouched(daemon, b"");
     check_answer(&String::from_utf8(stream.far.rest()).unwrap(), "baton", "");
     other.is_alive();
 }
@@ -151,7 +151,7 @@ pub fn ends_a_channel_with_a_wrong_id(language: Language) {
     channel.taken(&mut held);
     channel.send(&Request::get("/hello").frame(held.id), &[lent.client()]);
     channel.has_ended();
-    lent.is_untouched(&daemon, b"");
+    lent.check_untouched(&daemon, b"");
     held.far.until("held\n");
     drop(held.leave());
     ends(&daemon, "two of one id", |_, lent| {

@@ -148,7 +148,7 @@ impl Lent {
 
     /// Nobody has done anything to the client, and the daemon has it no more: whatever it `sent` is still to be read.
     #[track_caller]
-    pub fn is_untouched(mut self, daemon: &Daemon, sent: &[u8]) {
+    pub fn check_untouched(mut self, daemon: &Daemon, sent: &[u8]) {
         eventually("the daemon's copy is closed", || (!daemon.holds(self.inode)).then_some(()));
         let near = self.near.take().expect("it is the gateway's");
         let flags = OFlag::from_bits_retain(fcntl(&near, FcntlArg::F_GETFL).expect("open"));
@@ -265,7 +265,7 @@ impl Stray {
     }
 
     #[track_caller]
-    pub fn is_closed(self) {
+    pub fn check_closed(self) {
         let Self { mut end, copy } = self;
         drop(copy);
         fcntl(&end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("open");

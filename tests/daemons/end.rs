@@ -25,7 +25,7 @@ pub fn drains_at_term(language: Language) {
     for channel in [&mut one, &mut other] {
         let late = channel.hand(&Request::get("/hello"));
         assert_eq!(channel.refused(&late).reason, Reason::Draining);
-        late.is_untouched(&daemon, b"");
+        late.check_untouched(&daemon, b"");
     }
     let rest = large.far.rest();
     assert_eq!(rest.iter().rev().take_while(|byte| **byte == b'a').count(), rest.len());
@@ -176,7 +176,7 @@ pub fn outlives_a_flood(language: Language) {
         if n % 2 == 0 {
             drop(descriptors);
             drop(channel);
-            stray.is_closed();
+            stray.check_closed();
         }
     }
     good.is_alive();

@@ -64,7 +64,10 @@ const NATIVE: &[Check] = checks! {
 /// What takes half a minute, because it is about half a minute.
 const SLOW: &[&str] = &["gives_up_a_client_that_never_reads"];
 
-/// Of every other dialect that is spoken.
+/// Trials at a time: they wait more than they work.
+const SIDE_BY_SIDE: usize = 6;
+
+/// Behind the real gateway, of every dialect that is spoken.
 const DIALECTS: &[Check] = checks! {
     dialects: streams_ten_events_with_the_data_in_the_first, serves_many_at_once,
         an_unread_body_does_not_cost_the_answer, replaces_a_stale_socket_and_no_live_one,
@@ -125,5 +128,7 @@ fn trials() -> Vec<Trial> {
 }
 
 fn main() -> ExitCode {
-    libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
+    libtest_mimic::run(&arguments, trials()).exit_code()
 }

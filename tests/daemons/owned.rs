@@ -22,7 +22,7 @@ pub fn touches_no_client_before_taken_was_sent(language: Language) {
         lent.far.send(body);
         channel.hand_again(&mut lent, &Request::post(target, body.len()));
         channel.was_read();
-        lent.is_untouched(&daemon, body.as_bytes());
+        lent.check_untouched(&daemon, body.as_bytes());
     }
     Channel::open(&daemon).is_alive();
 }
@@ -34,7 +34,7 @@ pub fn touches_no_client_of_a_gateway_that_has_gone(language: Language) {
     let lent = channel.hand(&Request::get("/late"));
     channel.was_read();
     drop(channel);
-    lent.is_untouched(&daemon, b"");
+    lent.check_untouched(&daemon, b"");
 }
 
 pub fn takes_late_and_serves(language: Language) {
@@ -65,7 +65,7 @@ pub fn refuses_with_a_reason(language: Language) {
             assert_eq!(refusal.reason.word(), reason);
             assert_eq!(refusal.retry_after_s, retry_after);
             assert_eq!(refusal.message.as_deref(), Some("as asked"));
-            lent.is_untouched(&daemon, b"body");
+            lent.check_untouched(&daemon, b"body");
         }
     }
     channel.is_alive();

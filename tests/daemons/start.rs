@@ -41,7 +41,7 @@ pub fn refuses_what_is_too_many(language: Language) {
     for channel in [&mut one, &mut other] {
         let third = channel.hand(&Request::get("/hello"));
         assert_eq!(channel.refused(&third).reason, Reason::Overloaded);
-        third.is_untouched(&daemon, b"");
+        third.check_untouched(&daemon, b"");
     }
     let [first, second] = held;
     one.say(&Frame::Revoke { id: first.id, reason: "a place is needed".to_owned() });
@@ -63,7 +63,7 @@ pub fn ends_a_channel_that_does_not_begin_with_hello(language: Language) {
     let lent = Lent::new(1);
     send_on(&socket, &Request::get("/hello").frame(1), &[lent.client()]).expect("it reads");
     only_hello_comes(&socket);
-    lent.is_untouched(&daemon, b"");
+    lent.check_untouched(&daemon, b"");
     Channel::open(&daemon).is_alive();
 }
 
@@ -231,6 +231,6 @@ pub fn takes_a_packet_whole_or_not_at_all(language: Language) {
         let ping = Frame::Ping(b"in front".to_vec()).encode();
         channel.send(&[&ping[..], &Request::get("/hello").frame(lent.id), wrong].concat(), &[lent.client()]);
         channel.has_ended();
-        lent.is_untouched(&daemon, b"");
+        lent.check_untouched(&daemon, b"");
     }
 }

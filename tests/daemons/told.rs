@@ -56,7 +56,7 @@ pub fn takes_no_more_data_than_it_said(language: Language) {
     if let Some(refusal) = channel.refused_or_ended(&lent) {
         assert_eq!(refusal.reason, Reason::Unsupported);
     }
-    lent.is_untouched(&daemon, b"");
+    lent.check_untouched(&daemon, b"");
     Channel::open(&daemon).is_alive();
 }
 
@@ -302,7 +302,7 @@ pub fn takes_no_framing_that_it_does_not_know(language: Language) {
         if let Some(refusal) = channel.refused_or_ended(&lent) {
             assert_eq!(refusal.reason, Reason::Unsupported);
         }
-        lent.is_untouched(&daemon, b"");
+        lent.check_untouched(&daemon, b"");
     }
 }
 
