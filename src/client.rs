@@ -11,6 +11,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -28,7 +29,18 @@ pub(crate) const LOOKS_PER_STALL: u32 = 8;
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
-pub struct Client(Form);
+pub struct Client {
+    form: Form,
+    /// What a daemon had read and did not use: it comes before what is in the socket.
+    preread: Option<Box<Preread>>,
+}
+
+#[derive(Debug)]
+struct Preread {
+    bytes: Vec<u8>,
+    /// How many of them were taken; the socket itself is read through a shared reference, too.
+    taken: AtomicUsize,
+}
 
 #[derive(Debug)]
 enum Form {
@@ -51,7 +63,7 @@ impl Form {
 impl AsFd for Client {
     /// The socket, to ask it something.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        match &self.form {
             Form::Bare(socket) => socket.as_fd(),
             Form::Watched(watch, _) => watch.as_fd(),
             Form::Moving => unreachable!("nothing happens between the two forms"),
@@ -62,33 +74,61 @@ impl AsFd for Client {
 impl Client {
     /// Takes a connected, non-blocking stream socket.
     pub fn new(socket: OwnedFd) -> Self {
-        Self(Form::Bare(socket))
+        Self { form: Form::Bare(socket), preread: None }
     }
 
-    /// Gives the socket up, out of the reactor.
-    pub fn into_socket(self) -> OwnedFd {
-        self.0.into_socket()
+    /// The same, of whom somebody has read something already.
+    pub fn with_preread(socket: OwnedFd, bytes: Vec<u8>) -> Self {
+        let preread = (!bytes.is_empty()).then(|| Box::new(Preread { bytes, taken: AtomicUsize::new(0) }));
+        Self { form: Form::Bare(socket), preread }
+    }
+
+    /// Gives the socket up, out of the reactor, and what was read of it before and not taken.
+    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
+        let preread = self.preread.map(|mut preread| preread.bytes.split_off(preread.taken.into_inner()));
+        (self.form.into_socket(), preread.unwrap_or_default())
+    }
+
+    /// Takes what was read before, as far as it goes.
+    fn take_preread(&self, buffer: &mut [u8]) -> usize {
+        let count = self.peek_preread(buffer);
+        if let Some(preread) = &self.preread {
+            preread.taken.fetch_add(count, Ordering::Relaxed);
+        }
+        count
+    }
+
+    fn peek_preread(&self, buffer: &mut [u8]) -> usize {
+        let preread = self.preread();
+        let count = preread.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&preread[..count]);
+        count
+    }
+
+    /// What was read before and is not taken yet.
+    fn preread(&self) -> &[u8] {
+        self.preread.as_ref().map_or(&[], |preread| &preread.bytes[preread.taken.load(Ordering::Relaxed)..])
     }
 
     /// The socket's registration, made anew unless it has that interest already: a descriptor has one.
     fn watch(&mut self, interest: Interest) -> io::Result<&AsyncFd<OwnedFd>> {
-        let had = match &self.0 {
+        let had = match &self.form {
             Form::Watched(_, had) => Some(*had),
             Form::Bare(_) | Form::Moving => None,
         };
         let all = had.map_or(interest, |had| had | interest);
         if had != Some(all) {
             let interest = all;
-            let socket = std::mem::replace(&mut self.0, Form::Moving).into_socket();
+            let socket = std::mem::replace(&mut self.form, Form::Moving).into_socket();
             match crate::handoff::watch(socket, interest) {
-                Ok(watch) => self.0 = Form::Watched(watch, interest),
+                Ok(watch) => self.form = Form::Watched(watch, interest),
                 Err((socket, error)) => {
-                    self.0 = Form::Bare(socket);
+                    self.form = Form::Bare(socket);
                     return Err(error);
                 }
             }
         }
-        match &self.0 {
+        match &self.form {
             Form::Watched(watch, _) => Ok(watch),
             Form::Bare(_) | Form::Moving => unreachable!("it was registered above"),
         }
@@ -99,7 +139,15 @@ impl Client {
     /// # Errors
     /// `WouldBlock` where nothing has arrived; otherwise the socket's.
     pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.receive(buffer, RecvFlags::PEEK)
+        match self.peek_preread(buffer) {
+            0 => self.receive(buffer, RecvFlags::PEEK),
+            before if before == buffer.len() => Ok(before),
+            before => match self.receive(&mut buffer[before..], RecvFlags::PEEK) {
+                Ok(count) => Ok(before + count),
+                // Whatever is wrong with the socket comes behind what was read.
+                Err(_) => Ok(before),
+            },
+        }
     }
 
     /// Takes exactly `buffer.len()` bytes that were peeked.
@@ -107,8 +155,13 @@ impl Client {
     /// # Errors
     /// The socket's; `UnexpectedEof` where fewer are there than were peeked, which only a second reader could cause.
     pub fn take(&self, buffer: &mut [u8]) -> io::Result<()> {
-        match self.receive(buffer, RecvFlags::empty())? {
-            count if count == buffer.len() => Ok(()),
+        let before = self.take_preread(buffer);
+        let rest = &mut buffer[before..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        match self.receive(rest, RecvFlags::empty())? {
+            count if count == rest.len() => Ok(()),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
@@ -119,7 +172,10 @@ impl Client {
     /// # Errors
     /// As [`peek`](Self::peek).
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.receive(buffer, RecvFlags::empty())
+        match self.take_preread(buffer) {
+            0 => self.receive(buffer, RecvFlags::empty()),
+            count => Ok(count),
+        }
     }
 
     fn receive(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {

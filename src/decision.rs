@@ -197,6 +197,8 @@ pub enum Outcome {
     Refused,
     /// Answered here.
     Responded,
+    /// A daemon answered, and gave the client back for its next request.
+    Returned,
     /// A daemon may or may not own the client; closed unwritten.
     Unanswered,
     /// An upstream did not answer, or not to its end: the request was answered so, or its answer cut.
@@ -205,7 +207,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Aborted,
         Self::ClientError,
         Self::ClientGone,
@@ -214,6 +216,7 @@ impl Outcome {
         Self::Proxied,
         Self::Refused,
         Self::Responded,
+        Self::Returned,
         Self::Unanswered,
         Self::UpstreamError,
     ];
@@ -229,6 +232,7 @@ impl Outcome {
             Self::Proxied => "proxied",
             Self::Refused => "refused",
             Self::Responded => "responded",
+            Self::Returned => "returned",
             Self::Unanswered => "unanswered",
             Self::UpstreamError => "upstream-error",
         }

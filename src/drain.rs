@@ -4,7 +4,7 @@
 //! [`Guard::spawn`] only, so that the count cannot be wrong.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
 
@@ -15,6 +15,17 @@ pub struct Drain(watch::Sender<Phase>);
 /// Held by whatever must be finished.
 #[derive(Clone, Debug)]
 pub struct Guard(Arc<watch::Receiver<Phase>>);
+
+/// What may become a [`Guard`] again, as long as its thread has one.
+#[derive(Clone, Debug)]
+pub struct WeakGuard(Weak<watch::Receiver<Phase>>);
+
+impl WeakGuard {
+    /// `None` when what it guarded is finished.
+    pub fn upgrade(&self) -> Option<Guard> {
+        self.0.upgrade().map(Guard)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -48,6 +59,17 @@ impl Guard {
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Self) -> F) {
         #[expect(clippy::disallowed_methods, reason = "the one place that begins tasks: the guard goes in with it")]
         tokio::spawn(task(self.clone()));
+    }
+
+    /// Begins a task that nobody waits for: it serves others, and ends with them, or with the runtime.
+    pub fn attend(&self, task: impl Future<Output = ()> + Send + 'static) {
+        #[expect(clippy::disallowed_methods, reason = "as above: what it serves holds guards")]
+        tokio::spawn(task);
+    }
+
+    /// A guard that holds nothing up, until it is needed again.
+    pub fn downgrade(&self) -> WeakGuard {
+        WeakGuard(Arc::downgrade(&self.0))
     }
 
     /// The same, with clones of its own to count: those of one thread then disturb no other's cache.

@@ -177,9 +177,9 @@ impl Gateway {
         let gates = gates(&config.listeners, &policies, &[], &Gates::default());
         policies.values().for_each(|policy| policy.begin());
         let counts: Vec<_> = (0..count).map(|_| Arc::<Counts>::default()).collect();
-        let workers: Vec<_> = settings(config, &policies, log.as_ref(), gates.clone(), &counts)
+        let workers: Vec<_> = settings(config, &policies, log.as_ref(), gates.clone(), &counts, None)
             .enumerate()
-            .map(|(index, settings)| spawn_worker(Worker::new(index, count, settings), &admission))
+            .map(|(index, settings)| spawn_worker(Worker::new(index, count, settings, &admission)))
             .collect::<Result<_, _>>()?;
         let targets = workers.first().map(|w: &WorkerThread| Arc::clone(&w.worker));
         let view =
@@ -270,9 +270,9 @@ impl Gateway {
             tracing::info!("no admin address any more");
         }
         let gates = gates(&config.listeners, &policies, &self.listening, &self.gates);
-        for (WorkerThread { worker, .. }, settings) in
-            self.workers.iter().zip(settings(config, &policies, log.as_ref(), gates.clone(), &self.counts))
-        {
+        let before = self.workers.first().map(|w| Arc::clone(&w.worker.settings.load().targets));
+        let settings = settings(config, &policies, log.as_ref(), gates.clone(), &self.counts, before.as_deref());
+        for (WorkerThread { worker, .. }, settings) in self.workers.iter().zip(settings) {
             worker.settings.store(Arc::new(settings));
         }
         let is_kept = |old: &Arc<Policy>| policies.values().any(|new| Arc::ptr_eq(old, new));
@@ -345,11 +345,14 @@ fn settings<'a>(
     log: Option<&'a (access_log::Options, AccessLog)>,
     gates: Gates,
     counts: &'a [Arc<Counts>],
+    before: Option<&target::Table>,
 ) -> impl Iterator<Item = Settings> + use<'a> {
     let Config { limits, routes, targets, prefixes, handoff, pages, upstreams, admin, trusted_proxies, .. } = config;
     let (upstreams, trusted_proxies) = (Arc::new(upstream::Table::new(upstreams)), Arc::new(trusted_proxies));
-    let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance);
-    let targets = Arc::new(target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff));
+    let workers = counts.len();
+    let target = |t: config::Target| Target::new(&t.name, t.daemons, t.balance, t.waiting, workers);
+    let targets = target::Table::new(targets.into_iter().map(target).collect(), prefixes, handoff);
+    let targets = Arc::new(targets.after(before));
     // All of them run on one engine.
     if let Some(policy) = policies.values().next() {
         let callouts = Arc::<upstream::Table>::clone(&upstreams);
@@ -459,10 +462,10 @@ fn bind(
 /// How long the end waits for calls that block, each in a thread of its own.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
 
-fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<WorkerThread> {
+fn spawn_worker(worker: Worker) -> io::Result<WorkerThread> {
     let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
     let worker = Arc::new(worker);
-    let admission = Arc::clone(admission);
+    let admission = Arc::clone(&worker.admission);
     let idle = Arc::clone(&worker);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(move || idle.beat.rest()).build()?;
@@ -487,6 +490,8 @@ fn spawn_worker(worker: Worker, admission: &Arc<Admission>) -> io::Result<Worker
                 () = worker.beat.run() => {}
             }
         });
+        // Whoever has a client of ours goes on with it; what is known of it is written.
+        worker.settings.load().targets.leave(worker.index);
         // A file on a dead network, or a name that nobody resolves, is not waited for.
         runtime.shutdown_timeout(BLOCKED_TIMEOUT);
     };

@@ -17,13 +17,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -184,6 +184,37 @@ fn bind_tcp(address: SocketAddr, others: &[Options], sharing: Sharing) -> io::Re
 
 fn tcp_address(any: &SocketAddrAny) -> Option<SocketAddr> {
     SocketAddr::try_from(any.clone()).ok()
+}
+
+/// Where a client comes from that was accepted before, as its socket says.
+///
+/// # Errors
+/// The kernel does not say who it is.
+pub fn origin_of(client: BorrowedFd<'_>, listener: Arc<str>) -> Result<Origin, Errno> {
+    origin(client, rustix::net::getpeername(client)?, listener, None)
+}
+
+fn origin(
+    client: BorrowedFd<'_>,
+    peer: Option<SocketAddrAny>,
+    listener: Arc<str>,
+    local: Option<Arc<str>>,
+) -> Result<Origin, Errno> {
+    let peer = match peer.as_ref().and_then(tcp_address) {
+        Some(address) => Peer::Tcp(address),
+        None => {
+            let who = sockopt::socket_peercred(client)?;
+            let pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
+            Peer::Unix { uid: who.uid.as_raw(), gid: who.gid.as_raw(), pid }
+        }
+    };
+    let own = || {
+        let address = rustix::net::getsockname(client).ok()?;
+        let path = || Some(SocketAddrUnix::try_from(address.clone()).ok()?.path()?.to_string_lossy().into_owned());
+        tcp_address(&address).map(|address| address.to_string()).or_else(path)
+    };
+    let local = local.unwrap_or_else(|| own().unwrap_or_default().into());
+    Ok(Origin { peer, local, listener })
 }
 
 /// One worker's end of a listener.
@@ -355,19 +386,10 @@ impl Accepting {
     }
 
     fn give(&self, client: OwnedFd, peer: Option<SocketAddrAny>, place: Place, serve: &impl Fn(Client, Origin, Place)) {
-        let peer = match peer.as_ref().and_then(tcp_address) {
-            Some(address) => Peer::Tcp(address),
-            None => match sockopt::socket_peercred(&client) {
-                Ok(who) => {
-                    let pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
-                    Peer::Unix { uid: who.uid.as_raw(), gid: who.gid.as_raw(), pid }
-                }
-                Err(error) => return tracing::debug!(listener = %self.name, %error, "a client without credentials"),
-            },
-        };
-        let own = || rustix::net::getsockname(&client).ok().as_ref().and_then(tcp_address);
-        let local = self.local.clone().unwrap_or_else(|| own().map(|a| a.to_string()).unwrap_or_default().into());
-        serve(Client::new(client), Origin { peer, local, listener: Arc::clone(&self.name) }, place);
+        match origin(client.as_fd(), peer, Arc::clone(&self.name), self.local.clone()) {
+            Ok(origin) => serve(Client::new(client), origin, place),
+            Err(error) => tracing::debug!(listener = %self.name, %error, "a client without credentials"),
+        }
     }
 }
 

@@ -51,6 +51,11 @@ impl Exposition {
         self.labelled(name, labels, &value);
     }
 
+    /// One figure that is no count.
+    pub fn value(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.labelled(name, labels, &value.to_string());
+    }
+
     /// A number of something.
     pub fn count(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
         self.labelled(name, labels, &value.to_string());

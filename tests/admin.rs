@@ -455,7 +455,11 @@ fn the_manual_lists_every_family() {
         let of = |series: &&String| series.split('{').next().is_some_and(|name| name == family);
         let bucket = format!("{family}_bucket");
         let is_bucket = |series: &&String| series.starts_with(&bucket);
-        let one = figures.series.keys().find(of).or_else(|| figures.series.keys().find(is_bucket)).expect("one");
+        let Some(one) = figures.series.keys().find(of).or_else(|| figures.series.keys().find(is_bucket)) else {
+            // A figure that only daemons of the native dialect say, and there is none.
+            assert_eq!(family, "baton_gateway_target_load");
+            return "target, member".to_owned();
+        };
         let pairs = one.split_once('{').map_or("", |(_, labels)| labels.trim_end_matches('}'));
         let names = pairs.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name);
         names.filter(|name| *name != "le").collect::<Vec<_>>().join(", ")

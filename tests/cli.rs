@@ -395,19 +395,31 @@ fn every_fault_is_named_by_line_and_key() {
 
 #[test]
 fn what_this_version_does_not_serve_is_refused_by_name() {
-    let said = faults(
-        "[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         [target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\n\
-         queue_timeout = \"1s\"\nblocking = true\n[target.b]\nsockets = [\"/run/b\"]\ndialect = \"baton\"\n[target.c]\nsockets = [\"/run/c\"]\n\
-         balance = \"hash\"\n",
+    let said = faults("[[listener]]\naddress = \"fd:http\"\n");
+    assert!(
+        said[0].starts_with(":2: listener[0].address: ") && said[0].contains("not served by this version"),
+        "{said:#?}"
     );
-    for key in
-        [":5: target.a.queue_max", ":6: target.a.queue_timeout", ":10: target.b.dialect", ":13: target.c.balance"]
-    {
-        let named =
-            |line: &String| line.starts_with(&format!("{key}: ")) && line.contains("not served by this version");
-        assert!(said.iter().any(named), "{key}: {said:#?}");
+}
+
+#[test]
+fn a_queue_is_for_daemons_that_say_how_many_they_can_bear() {
+    let target = |more: &str| {
+        faults(&format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[target.a]\nsockets = [\"/run/a\"]\nqueue_max = 5\nqueue_timeout = \"1s\"\n{more}"
+        ))
+    };
+    let said = target("");
+    for key in [":5: target.a.queue_max: only with", ":6: target.a.queue_timeout: only with"] {
+        assert!(said.iter().any(|line| line.starts_with(key)), "{key}: {said:#?}");
     }
+    // Only what follows is at fault.
+    for balance in ["hash", "least-in-flight", "least-load", "random-two", "round-robin"] {
+        let said = target(&format!("dialect = \"baton\"\nbalance = \"{balance}\"\nblocking = 5\n"));
+        assert!(said.len() == 1 && said[0].starts_with(":9: "), "{said:#?}");
+    }
+    let said = target("dialect = \"baton\"\nbalance = \"best\"\n");
+    assert!(said.len() == 1 && said[0].starts_with(":8: target.a.balance: balance is "), "{said:#?}");
 }
 
 const ROUTE: &str = "LISTEN\n[[route]]\npath = \"/\"\ndefault = { respond = { body = \"ok\" } }\n";

@@ -213,6 +213,7 @@ fn each_outside_crate_has_a_home() {
                 "admin/",
                 "cli/",
                 "config/",
+                "connection/metadata.rs",
                 "connection/response.rs",
                 "handoff/native/",
                 "policy/",

@@ -25,8 +25,8 @@ declare(strict_types=1);
 namespace Baton;
 
 use Closure;
-use Generator;
 use InvalidArgumentException;
+use Iterator;
 use IteratorAggregate;
 use LogicException;
 use RuntimeException;
@@ -70,6 +70,8 @@ const RECEIVE_TIMEOUT_S = 5.0;
 const CLOSE_PATIENCE_S = 2.0;
 /** A signal that comes just before a wait is noticed after so long: PHP runs its handler only between two statements. */
 const SIGNAL_LOOK_S = 0.25;
+/** After descriptors have run out, nothing is received for so long. */
+const EXHAUSTED_PAUSE_S = 0.05;
 /** What is read of a body to give a client back; a longer rest ends the connection instead. */
 const DISCARDED_BYTES_MAX = 64 << 10;
 const PREREAD_BYTES_MAX = 16 << 20;
@@ -441,7 +443,7 @@ final class Channel
     public function read(): void
     {
         try {
-            for ($n = 0; $n < 64 && !$this->hasEnded && $this->readPacket(); $n++);
+            for ($n = 0; $n < 64 && !$this->hasEnded && $this->acceptor->hasRoom() && $this->readPacket(); $n++);
         } catch (ProtocolException $error) {
             $this->acceptor->say("a gateway's channel ends: {$error->getMessage()}");
             $this->end();
@@ -1531,6 +1533,47 @@ final class Incoming
 }
 
 /**
+ * What `foreach` asks. A generator would keep the last one while it waits for the next.
+ *
+ * @implements Iterator<int, Handoff>
+ */
+final class Clients implements Iterator
+{
+    private ?Handoff $next = null;
+    private int $count = 0;
+
+    public function __construct(private readonly Acceptor $acceptor)
+    {
+    }
+
+    public function rewind(): void
+    {
+        $this->next();
+    }
+
+    public function next(): void
+    {
+        $this->next = $this->acceptor->accept();
+    }
+
+    public function valid(): bool
+    {
+        return $this->next !== null;
+    }
+
+    public function key(): int
+    {
+        return $this->count++;
+    }
+
+    public function current(): Handoff
+    {
+        [$handoff, $this->next] = [$this->next, null];
+        return $handoff;
+    }
+}
+
+/**
  * Listens for clients that are handed over.
  *
  * @implements IteratorAggregate<int, Handoff>
@@ -1560,6 +1603,7 @@ final class Acceptor implements IteratorAggregate
     private bool $isOne = false;
     private ?float $load = null;
     private float $servedAt = 0.0;
+    private float $pauseUntil = 0.0;
     /** @var Closure(string): void */
     private readonly Closure $report;
 
@@ -1627,13 +1671,9 @@ final class Acceptor implements IteratorAggregate
         }
     }
 
-    /** @return Generator<int, Handoff> */
-    public function getIterator(): Generator
+    public function getIterator(): Clients
     {
-        while (($handoff = $this->accept()) !== null) {
-            yield $handoff;
-            unset($handoff);
-        }
+        return new Clients($this);
     }
 
     /**
@@ -1730,6 +1770,9 @@ final class Acceptor implements IteratorAggregate
             $this->endListening();
         }
         $this->servedAt = now();
+        if ($this->servedAt < $this->pauseUntil) {
+            $seconds = min($seconds, $this->pauseUntil - $this->servedAt);
+        }
         $reading = $this->readable();
         $writing = array_filter($this->channels, fn (Channel $channel): bool => $channel->hasUnsent());
         $readable = array_map(fn (object $one): Socket => $one instanceof Socket ? $one : $one->connection, $reading);
@@ -1790,6 +1833,21 @@ final class Acceptor implements IteratorAggregate
         foreach ($this->workers as $worker) {
             $worker->revoke($entry);
         }
+    }
+
+    /** Descriptors that find no room when they are received are closed by the kernel, clients and all. */
+    public function hasRoom(): bool
+    {
+        $spare = [];
+        while (count($spare) < 4 && ($one = @fopen('/dev/null', 'r')) !== false) {
+            $spare[] = $one;
+        }
+        closeAll($spare);
+        if (count($spare) < 4) {
+            $this->pauseUntil = now() + EXHAUSTED_PAUSE_S;
+            return false;
+        }
+        return true;
     }
 
     public function isAllowed(?int $uid, ?int $gid): bool
@@ -2026,6 +2084,9 @@ final class Acceptor implements IteratorAggregate
     /** @return list<Socket|Channel|Worker|Incoming|Upstream> whom to read from */
     private function readable(): array
     {
+        if (now() < $this->pauseUntil) {
+            return [...array_values($this->workers), ...($this->upstream === null ? [] : [$this->upstream])];
+        }
         $reads = $this->isWanted && $this->queue === [] && $this->inFlight < $this->inFlightMax;
         $listens = $this->listener !== null && ($this->dialect === 'baton' || $reads) && count($this->incoming) < INCOMING_MAX;
         return [...($listens ? [$this->listener] : []), ...array_values($this->channels), ...array_values($this->workers),
@@ -2036,17 +2097,19 @@ final class Acceptor implements IteratorAggregate
     {
         if ($one instanceof Incoming) {
             // In other dialects than `baton`, reading is taking: only what is waited for is read.
-            if ($this->queue === [] && $this->isWanted) {
+            if ($this->queue === [] && $this->isWanted && $this->hasRoom()) {
                 $this->readIncoming($one);
             }
         } elseif (!$one instanceof Socket) {
             $one->read();
         } elseif ($this->dialect === 'datagram') {
-            $this->readDatagram($one);
+            if ($this->hasRoom()) {
+                $this->readDatagram($one);
+            }
         } elseif (($connection = @socket_accept($one)) !== false) {
             $this->begin($connection);
         } elseif (in_array(socket_last_error($one), [SOCKET_EMFILE, SOCKET_ENFILE, SOCKET_ENOBUFS, SOCKET_ENOMEM], true)) {
-            usleep(20_000); // until others have closed something
+            $this->pauseUntil = now() + EXHAUSTED_PAUSE_S;
         }
     }
 

@@ -155,7 +155,8 @@ def encode_json(kind: int, handoff_id: int, **members: Any) -> bytes:
 
 def decode(packet: bytes) -> List[Frame]:
     """All frames of a packet, one or more; their lengths add up to it."""
-    frames, start = [], 0
+    frames: List[Frame] = []
+    start = 0
     while start < len(packet) or not frames:
         if len(packet) - start < HEADER.size:
             raise ProtocolError(f"{len(packet) - start} bytes, which are no header")
@@ -202,8 +203,8 @@ def text_of(value: Any) -> str:
     """A header's value: text, or `{"base64":..}` where it is not UTF-8; its bytes are kept as the file system's are."""
     if isinstance(value, dict):
         try:
-            return os.fsdecode(base64.b64decode(value.get("base64", "")))
-        except ValueError:
+            return os.fsdecode(base64.b64decode(value["base64"]))
+        except (KeyError, TypeError, ValueError):
             return ""
     return value if isinstance(value, str) else ""
 
@@ -344,7 +345,8 @@ class Exchange:
         self.data, self.memfd = data, body
         self.id = str(self.metadata.get("id") or uuid.uuid4().hex)
         self.request = self.section("request")
-        self.headers = [(str(pair[0]), text_of(pair[1])) for pair in self.request.get("headers") or ()
+        headers = self.request.get("headers")
+        self.headers = [(str(pair[0]), text_of(pair[1])) for pair in (headers if isinstance(headers, list) else ())
                         if isinstance(pair, list) and len(pair) == 2]
         self.head_sent = head_sent or self.section("response").get("head_sent") is True
         # What stands before the socket's bytes; the head, where it was included, is known from the rest.
@@ -356,7 +358,7 @@ class Exchange:
         self.remaining = self.length
         self.memfd_read = 0
         self.chunk_state = "size"
-        self.wants_continue = ("100-continue" in self.header("expect", "").lower()
+        self.wants_continue = ("100-continue" in (self.header("expect") or "").lower()
                                and self.framing in ("length", "chunked"))
         self.patience = CLOSE_PATIENCE_S
         self.state, self.revoked_for = Exchange.LENT, None  # type: int, Optional[str]
@@ -453,8 +455,8 @@ class Exchange:
 
     def wait(self, events: int, seconds: float, what: str) -> Steps[None]:
         end = time.monotonic() + seconds
-        is_output = events & select.POLLOUT and self.output is not None
-        descriptor = self.output if is_output else self.client.fileno() if events & select.POLLOUT else self.input()
+        way = self.output if events & select.POLLOUT else self.source
+        descriptor = self.open().fileno() if way is None else way
         while True:
             self.look()
             left = end - time.monotonic()
@@ -463,8 +465,10 @@ class Exchange:
             if (yield descriptor, events, min(left, REVOKED_LOOK_S)):
                 return
 
-    def input(self) -> int:
-        return self.client.fileno() if self.source is None else self.source
+    def open(self) -> socket.socket:
+        if self.client is None:
+            raise HandoffError("there is no socket")
+        return self.client
 
     def arrive(self, bytes_max: int) -> Steps[bytes]:
         """Some of what the client sent; nothing at its end."""
@@ -481,7 +485,7 @@ class Exchange:
                 if self.source is not None:
                     yield from self.wait(select.POLLIN, self.acceptor.body_timeout, "nothing of the body arrived")
                     return os.read(self.source, bytes_max)
-                return self.client.recv(bytes_max, socket.MSG_DONTWAIT)
+                return self.open().recv(bytes_max, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 yield from self.wait(select.POLLIN, self.acceptor.body_timeout, "nothing of the body arrived")
             except OSError as error:
@@ -564,9 +568,7 @@ class Exchange:
     def client_gone(self) -> bool:
         if self.state == Exchange.OVER:
             return True
-        if self.unread:
-            return False
-        client = self.client if self.client is not None else self.output
+        client = self.open().fileno() if self.output is None else self.output
         poll = select.poll()
         poll.register(client, select.POLLIN | select.POLLRDHUP)
         events = poll.poll(0)
@@ -575,7 +577,7 @@ class Exchange:
         if events[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             return True
         # With bytes unread, the client is still talking. They are counted, not peeked at: it may be the gateway's yet.
-        return bool(events[0][1] & select.POLLRDHUP) and fcntl.ioctl(client, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
+        return not self.unread and bool(events[0][1] & select.POLLRDHUP) and fcntl.ioctl(client, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
 
     def gone(self, seconds: Optional[float]) -> Steps[bool]:
         """Waits until there is nobody to write to any more: the client left, or it was revoked."""
@@ -603,7 +605,7 @@ class Exchange:
                     yield from self.wait(select.POLLOUT, self.acceptor.write_timeout, "the client took nothing")
                     sent = os.write(self.output, left[:4096])
                 else:
-                    sent = self.client.send(left, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    sent = self.open().send(left, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 yield from self.wait(select.POLLOUT, self.acceptor.write_timeout, "the client took nothing")
                 continue
@@ -615,7 +617,7 @@ class Exchange:
             left = left[sent:]
 
     def may_keep_alive(self) -> bool:
-        connection = self.header("connection", "").lower()
+        connection = (self.header("connection") or "").lower()
         return ("close" not in connection and self.request.get("version") != "1.0" and self.can_return()
                 and not self.wants_continue and (self.framing == "chunked" or self.remaining <= DISCARDED_BYTES_MAX))
 
@@ -681,14 +683,15 @@ class Exchange:
     def close_gracefully(self) -> Steps[None]:
         """Bytes that are unread at a close reset the connection, which can destroy the answer: so it reads for a moment."""
         try:
-            self.client.shutdown(socket.SHUT_WR)
+            client = self.open()
+            client.shutdown(socket.SHUT_WR)
             end = time.monotonic() + self.patience
             while True:
                 try:
-                    if not self.client.recv(READ_BYTES, socket.MSG_DONTWAIT):
+                    if not client.recv(READ_BYTES, socket.MSG_DONTWAIT):
                         return
                 except BlockingIOError:
-                    if not (yield self.client.fileno(), select.POLLIN, max(0.0, end - time.monotonic())):
+                    if not (yield client.fileno(), select.POLLIN, max(0.0, end - time.monotonic())):
                         return
                 if time.monotonic() >= end:
                     return
@@ -734,6 +737,7 @@ class Exchange:
         payload = b"".join(struct.pack("<I", len(part)) + part for part in (report, bytes(self.unread)))
         client, self.client = self.client, None
         self.acceptor.release(self)
+        assert self.channel is not None, "can_return was asked"
         self.channel.send(encode(RETURN, self.number, payload), client)
         self.over()
 
@@ -799,10 +803,11 @@ class Exchange:
 
     def env_of_socket(self) -> Dict[str, Any]:
         try:
-            remote, local = self.client.getpeername(), self.client.getsockname()
-        except (AttributeError, OSError):
+            client = self.open()
+            remote, local = client.getpeername(), client.getsockname()
+        except OSError:
             return {}
-        if self.client.family not in (socket.AF_INET, socket.AF_INET6):
+        if client.family not in (socket.AF_INET, socket.AF_INET6):
             return {}
         plain = [address[0][7:] if address[0].startswith("::ffff:") and "." in address[0] else address[0]
                  for address in (remote, local)]
@@ -821,7 +826,7 @@ class Described:
     def __del__(self) -> None:
         exchange = getattr(self, "_exchange", None)
         if exchange is not None and exchange.state != Exchange.OVER:
-            exchange.abandon()
+            exchange.acceptor.abandon(exchange)
 
     @property
     def id(self) -> str:
@@ -889,12 +894,11 @@ class Described:
     def socket(self) -> socket.socket:
         """The client's own socket, non-blocking as the gateway had it; taken by asking for it."""
         run(self._exchange.take())
-        if self._exchange.client is None:
-            raise HandoffError("there is no socket")
+        client = self._exchange.open()
         if self._exchange.bytes_before is None:
-            written = bytes_written(self._exchange.client)
+            written = bytes_written(client)
             self._exchange.bytes_before = None if written is None else written - self._exchange.bytes_out
-        return self._exchange.client
+        return client
 
 
 class Handoff(Described):
@@ -1108,7 +1112,7 @@ class Channel:
         """Reads what is there. Whatever breaks the protocol ends the channel, and nobody else notices."""
         try:
             for _ in range(64):
-                if not self.has_ended and not self.read_packet():
+                if self.has_ended or not self.acceptor.has_room() or not self.read_packet():
                     return
         except ProtocolError as error:
             log.warning("a gateway's channel ends: %s", error)
@@ -1272,6 +1276,7 @@ class Acceptor:
         self._changed = threading.Condition(threading.RLock())
         self._queue: Deque[Exchange] = deque()
         self._waiters: Dict[asyncio.Future, asyncio.AbstractEventLoop] = {}
+        self._abandoned: Deque[Exchange] = deque()
         self._wanted = self._in_flight = 0
         self._open: set = set()
         self._channels: List[Channel] = []
@@ -1421,6 +1426,27 @@ class Acceptor:
                 self._notify()
         if reason is not None:
             run(exchange.refuse(reason, None, None))
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Ends what was dropped, which garbage collection may do within any thread and any lock: so another one does."""
+        if self._thread is None or not self._thread.is_alive():
+            exchange.abandon()
+            return
+        self._abandoned.append(exchange)
+        self.wake()
+
+    def has_room(self) -> bool:
+        """Descriptors that find no room when they are received are closed by the kernel, clients and all."""
+        spare = []
+        try:
+            for _ in range(4):
+                spare.append(os.dup(self._wake_receiver.fileno()))
+            return True
+        except OSError:
+            self._pause_until = time.monotonic() + EXHAUSTED_PAUSE_S
+            return False
+        finally:
+            close_all(spare)
 
     def release(self, exchange: Exchange) -> None:
         """The client is gone from here; it is said to the gateway next, which may then send another."""
@@ -1579,18 +1605,25 @@ class Acceptor:
             return
         if not is_paused:
             self._read_ready(ready_ones)
+        self._end_abandoned()
         self._clear_ended()
+
+    def _end_abandoned(self) -> None:
+        while self._abandoned:
+            exchange = self._abandoned.popleft()
+            if exchange.state != Exchange.OVER:
+                exchange.abandon()
 
     def _read_ready(self, ready_ones: set) -> None:
         if self._listener is not None and self._listener.fileno() in ready_ones:
-            self._accept_some()
+            self._accept_some(self._listener)
         for channel in self._channels:
-            if channel.connection.fileno() in ready_ones and self._has_room():
+            if channel.connection.fileno() in ready_ones:
                 with channel.lock:
                     channel.flush()
                 channel.read()
         for incoming in list(self._incoming):
-            if self._is_wanted() and self._has_room():
+            if self._is_wanted() and self.has_room():
                 self._read_incoming(incoming)
 
     def _is_wanted(self) -> bool:
@@ -1598,26 +1631,13 @@ class Acceptor:
         with self._changed:
             return self._wanted > len(self._queue) and self._in_flight < self.in_flight_max
 
-    def _has_room(self) -> bool:
-        """Descriptors that find no room when they are received are closed by the kernel, clients and all."""
-        spare = []
-        try:
-            for _ in range(4):
-                spare.append(os.dup(self._wake_receiver.fileno()))
-            return True
-        except OSError:
-            self._pause_until = time.monotonic() + EXHAUSTED_PAUSE_S
-            return False
-        finally:
-            close_all(spare)
-
-    def _accept_some(self) -> None:
+    def _accept_some(self, listener: socket.socket) -> None:
         if self.dialect == "datagram":
-            while self._is_wanted() and self._has_room() and self._read_datagram():
+            while self._is_wanted() and self.has_room() and self._read_datagram(listener):
                 pass
             return
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionError):
             return
         except OSError as error:
@@ -1665,12 +1685,12 @@ class Acceptor:
         self._incoming.remove(incoming)
         incoming.close()
 
-    def _read_datagram(self) -> bool:
+    def _read_datagram(self, listener: socket.socket) -> bool:
         try:
-            received = receive(self._listener, self.data_bytes_max + 1)
+            received = receive(listener, self.data_bytes_max + 1)
         except BlockingIOError:
             return False
-        incoming = Incoming(self._listener)
+        incoming = Incoming(listener)
         incoming.data, incoming.descriptors = bytearray(received.bytes), received.descriptors
         try:
             if received.is_truncated or len(received.bytes) > self.data_bytes_max:
@@ -1697,12 +1717,9 @@ class Acceptor:
                     os.unlink(file[0])
             except OSError:
                 pass
-        if listener is not None and self.dialect == "datagram":
-            self._listener = listener
-            while self._has_room() and self._read_datagram():
-                pass
-            self._listener = None
         if listener is not None:
+            while self.dialect == "datagram" and self.has_room() and self._read_datagram(listener):
+                pass
             listener.close()
         for incoming in self._incoming if self.dialect != "baton" else ():
             incoming.close()
@@ -1746,6 +1763,7 @@ class Acceptor:
             channel.connection.close()
 
     def _clear(self) -> None:
+        self._end_abandoned()
         for channel in list(self._channels):
             channel.read()
             channel.end()
@@ -1766,7 +1784,7 @@ class Acceptor:
             waiters, self._waiters = self._waiters, {}
         for changed, loop in waiters.items():
             try:
-                loop.call_soon_threadsafe(lambda changed=changed: changed.done() or changed.set_result(None))
+                loop.call_soon_threadsafe(wake_waiter, changed)
             except RuntimeError:
                 pass  # the loop has ended
 
@@ -1777,6 +1795,11 @@ class Acceptor:
 CGI_NAMES = {"AUTH_TYPE", "CONTENT_LENGTH", "CONTENT_TYPE", "GATEWAY_INTERFACE", "HTTPS", "PATH_INFO", "PATH_TRANSLATED",
              "QUERY_STRING", "REMOTE_ADDR", "REMOTE_HOST", "REMOTE_PORT", "REMOTE_USER", "REQUEST_METHOD", "REQUEST_URI",
              "SCRIPT_NAME", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "SERVER_SOFTWARE"}
+
+
+def wake_waiter(changed: asyncio.Future) -> None:
+    if not changed.done():
+        changed.set_result(None)
 
 
 def listens(listener: socket.socket) -> bool:

@@ -5,6 +5,7 @@
 //! pipe never holds up a client; lines that do not fit are counted, and the count is logged. So are those that could not be
 //! written. A line that is in the file is there whole, even where a disk was full in the middle of it.
 
+mod packed;
 mod writer;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+pub use self::packed::PackedLine;
 pub use self::writer::{AccessLog, Format, Options, Sink};
 use crate::counts::{Counts, Ended};
 use crate::decision::Outcome;
@@ -99,6 +101,11 @@ impl Line {
     pub fn begin(sinks: &Sinks, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
         let pending = || Box::new(Pending { sinks: sinks.clone(), record: Record::begin(id, origin) });
         Self(sinks.are_there().then(pending))
+    }
+
+    /// One that nobody wants to know of.
+    pub fn nobodys() -> Self {
+        Self(None)
     }
 
     /// Keeps a record of the request also where there is no log: somebody will want to [read](Self::record) it.

@@ -15,6 +15,7 @@ use crate::background;
 use crate::http::path::{Plus, decode};
 use crate::metrics;
 use crate::policy::{Policy, Reload, RollbackError, Status};
+use crate::target::Figures;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -26,6 +27,8 @@ const HELP: &str = "\
 GET  /healthz                  200 while clients are accepted, 503 while they are not
 GET  /metrics                  figures, as Prometheus reads them
 GET  /policies                 what runs, since when, and how it fares
+GET  /targets                  the daemons, and what they have to do
+POST /handoffs/ID/revoke       asks the daemon that has a request's client to end it
 POST /policies/NAME/reload     reads the module again; 422 if it cannot be used
 POST /policies/NAME/rollback   to the generation before; 409 if there is none
 ";
@@ -42,11 +45,15 @@ pub(super) async fn answer(view: &Arc<View>, rights: Rights, request: &Request<I
         "/healthz" => Some(text(StatusCode::OK, TEXT, "ok\n")),
         "/metrics" => Some(text(StatusCode::OK, metrics::CONTENT_TYPE, view.figures())),
         "/policies" => Some(policies(view)),
+        "/targets" => Some(targets(view)),
         _ => None,
     };
     if let Some(page) = page {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         return if is_read { page } else { not_allowed("GET, HEAD") };
+    }
+    if let Some(id) = path.strip_prefix("/handoffs/").and_then(|rest| rest.strip_suffix("/revoke")) {
+        return revoke(view, rights, request.method(), &decode(id, Plus::Literal));
     }
     let Some((name, act)) = path.strip_prefix("/policies/").and_then(|rest| rest.rsplit_once('/')) else {
         return problem(StatusCode::NOT_FOUND, "there is nothing here; / lists what there is");
@@ -93,6 +100,40 @@ fn is_operators(headers: &HeaderMap, authority: Option<&str>) -> Result<(), &'st
 fn policies(view: &View) -> Answer {
     let all: Vec<_> = view.statuses().iter().map(shown).collect();
     json(StatusCode::OK, JSON, &json!({ "policies": all }))
+}
+
+fn targets(view: &View) -> Answer {
+    let shown = |daemon: &Figures| {
+        json!({
+            "target": &*daemon.target,
+            "member": daemon.name,
+            "path": daemon.path.display().to_string(),
+            "up": daemon.is_up,
+            "in_flight": daemon.in_flight,
+            "load": daemon.load,
+            "channels": daemon.channels,
+            "taken": daemon.taken,
+            "refused": daemon.refused,
+            "returned": daemon.returned,
+            "last_error": daemon.last_error,
+        })
+    };
+    let all: Vec<_> = view.targets_now().iter().map(shown).collect();
+    json(StatusCode::OK, JSON, &json!({ "targets": all }))
+}
+
+/// The daemon ends the client in its own time, and says so then.
+fn revoke(view: &View, rights: Rights, method: &Method, id: &str) -> Answer {
+    if method != Method::POST {
+        return not_allowed("POST");
+    }
+    if rights == Rights::Look {
+        return problem(StatusCode::FORBIDDEN, "changes are for a loopback address or a Unix socket");
+    }
+    if view.revoke(id) {
+        return json(StatusCode::ACCEPTED, JSON, &json!({ "id": id, "asked": true }));
+    }
+    problem(StatusCode::NOT_FOUND, "no daemon of the native dialect has the client of a request of that name")
 }
 
 fn shown(status: &Status) -> Value {

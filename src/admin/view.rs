@@ -11,7 +11,8 @@ use crate::connection::Worker;
 use crate::counts::Counts;
 use crate::gateway::Policies;
 use crate::metrics::{Exposition, Kind};
-use crate::policy::{BreakerState, Engine, Health, Status, Targets as _};
+use crate::policy::{BreakerState, Engine, Status, Targets as _};
+use crate::target::Figures;
 
 /// What the operator is shown. It holds nothing of a client, and nobody waits for it.
 #[derive(Debug)]
@@ -106,21 +107,64 @@ impl View {
     fn targets(&self, out: &mut Exposition) {
         let Some(worker) = &self.worker else { return };
         let targets = Arc::clone(&worker.settings.load().targets);
-        let of = |name| targets.members(name).into_iter().map(move |member| (name, member));
-        let members: Vec<_> = targets.names().into_iter().flat_map(of).collect();
-        let name = "baton_gateway_target_up";
-        out.family(name, Kind::Gauge, "1 unless a daemon has just not taken a client.");
-        for (target, member) in &members {
-            let is_up = u64::from(member.health != Health::Down);
-            out.count(name, &[("target", target), ("member", &member.name)], is_up);
+        let members = targets.figures();
+        let families: [MemberFamily; 6] = [
+            (
+                "baton_gateway_target_up",
+                Kind::Gauge,
+                "1 unless a daemon has just not taken a client, or drains.",
+                |m| u64::from(m.is_up),
+            ),
+            (
+                "baton_gateway_target_in_flight",
+                Kind::Gauge,
+                "Clients on their way to a daemon, or not reported on.",
+                |m| m.in_flight.into(),
+            ),
+            ("baton_gateway_target_channels", Kind::Gauge, "Open channels of the native protocol.", |m| m.channels),
+            ("baton_gateway_target_taken_total", Kind::Counter, "Clients that a daemon has taken.", |m| m.taken),
+            ("baton_gateway_target_refused_total", Kind::Counter, "Clients that a daemon has refused.", |m| m.refused),
+            ("baton_gateway_target_returned_total", Kind::Counter, "Clients that a daemon has given back.", |m| {
+                m.returned
+            }),
+        ];
+        for (name, kind, help, of) in families {
+            out.family(name, kind, help);
+            for member in &members {
+                out.count(name, &[("target", &member.target), ("member", &member.name)], of(member));
+            }
         }
-        let name = "baton_gateway_target_in_flight";
-        out.family(name, Kind::Gauge, "Clients on their way to a daemon.");
-        for (target, member) in &members {
-            out.count(name, &[("target", target), ("member", &member.name)], member.in_flight.into());
+        let name = "baton_gateway_target_load";
+        out.family(name, Kind::Gauge, "How busy a daemon says it is, 0 to 1; of those that say it.");
+        for member in &members {
+            if let Some(load) = member.load {
+                out.value(name, &[("target", &member.target), ("member", &member.name)], load);
+            }
+        }
+        let name = "baton_gateway_target_waiting";
+        out.family(name, Kind::Gauge, "Clients that wait until a daemon can bear them.");
+        for (target, count) in targets.waiting() {
+            out.count(name, &[("target", target)], count as u64);
         }
     }
+
+    /// What the operator sees of every daemon, in the order of their targets' names.
+    pub fn targets_now(&self) -> Vec<Figures> {
+        self.worker.as_ref().map(|worker| worker.settings.load().targets.figures()).unwrap_or_default()
+    }
+
+    /// Asks whoever has the client of that request to end it; whether somebody has.
+    pub fn revoke(&self, request: &str) -> bool {
+        let revoke = |worker: &Arc<Worker>| {
+            let settings = worker.settings.load();
+            settings.targets.revoke(request, "the operator asks", &|_| true)
+        };
+        self.worker.as_ref().is_some_and(revoke)
+    }
 }
+
+/// Name, kind, help, and the figure of one daemon.
+type MemberFamily = (&'static str, Kind, &'static str, fn(&Figures) -> u64);
 
 /// Name, kind, help, and the figure of one policy.
 type Family = (&'static str, Kind, &'static str, fn(&Status) -> u64);

@@ -81,7 +81,9 @@ pub struct Target {
     /// At least one.
     pub daemons: Vec<Daemon>,
     /// Which is tried first.
-    pub balance: target::Balance,
+    pub balance: policy::Strategy,
+    /// How clients wait for it.
+    pub waiting: target::Waiting,
 }
 
 /// `[policy.NAME]`, resolved.

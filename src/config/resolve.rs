@@ -24,9 +24,6 @@ pub(super) struct Resolver<'a> {
     faults: Vec<Fault>,
 }
 
-/// What a key says that this version cannot do yet.
-pub(super) const NOT_SERVED: &str = "is not served by this version";
-
 impl<'a> Resolver<'a> {
     pub(super) fn new(source: &'a Source<'a>, file: &Path) -> Self {
         let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
@@ -59,14 +56,6 @@ impl<'a> Resolver<'a> {
 
     pub(super) fn fault(&mut self, key: &Key, message: impl Into<String>) {
         self.faults.push(self.source.fault(key, message));
-    }
-
-    pub(super) fn not_served(&mut self, key: &Key, names: &[(&str, bool)]) {
-        for (name, written) in names {
-            if *written {
-                self.fault(&key.name(name), NOT_SERVED);
-            }
-        }
     }
 
     pub(super) fn path(&self, text: &str) -> PathBuf {
@@ -238,21 +227,21 @@ impl<'a> Resolver<'a> {
         if name.contains('/') {
             self.fault(&key, "a / in a name: NAME/0 is how a policy names the first socket");
         }
-        let written = [("queue_timeout", file.queue_timeout.is_some()), ("queue_max", file.queue_max.is_some())];
-        self.not_served(&key, &written);
         if file.sockets.is_empty() {
             self.fault(&key, "no sockets");
         }
-        let dialect = match file.dialect.as_deref().unwrap_or("auto") {
-            "baton" => Err(NOT_SERVED.to_owned()),
-            text => text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}")),
-        };
+        let text = file.dialect.as_deref().unwrap_or("auto");
+        let dialect = text.parse::<Dialect>().map_err(|error| format!("{error}, not {text:?}"));
         let dialect = dialect.map_err(|message| self.fault(&key.name("dialect"), message)).unwrap_or_default();
         let balance = match file.balance.as_deref().unwrap_or("least-in-flight") {
-            "least-in-flight" => Ok(target::Balance::LeastInFlight),
-            "round-robin" => Ok(target::Balance::RoundRobin),
-            "random-two" | "hash" => Err(NOT_SERVED.to_owned()),
-            text => Err(format!("balance is least-in-flight or round-robin, not {text:?}")),
+            "hash" => Ok(policy::Strategy::Hash),
+            "least-in-flight" => Ok(policy::Strategy::LeastInFlight),
+            "least-load" => Ok(policy::Strategy::LeastLoad),
+            "random-two" => Ok(policy::Strategy::RandomTwo),
+            "round-robin" => Ok(policy::Strategy::RoundRobin),
+            text => {
+                Err(format!("balance is least-in-flight, least-load, round-robin, random-two or hash, not {text:?}"))
+            }
         };
         let balance = balance.map_err(|message| self.fault(&key.name("balance"), message));
         let uids = self.uids(&key, file.allow_uids.as_deref()).unwrap_or_default();
@@ -271,7 +260,20 @@ impl<'a> Resolver<'a> {
                 Err(error) => self.fault(&key.name("sockets").index(at), error.to_string()),
             }
         }
-        Some(Target { name: name.to_owned(), daemons, balance: balance.ok()? })
+        let waiting = self.waiting(&key, file, dialect);
+        Some(Target { name: name.to_owned(), daemons, balance: balance.ok()?, waiting })
+    }
+
+    fn waiting(&mut self, key: &Key, file: &TargetFile, dialect: Dialect) -> target::Waiting {
+        let default = target::Waiting::default();
+        let written = [("queue_timeout", file.queue_timeout.is_some()), ("queue_max", file.queue_max.is_some())];
+        for (name, _) in written.iter().filter(|(_, is_written)| *is_written && dialect != Dialect::Baton) {
+            self.fault(&key.name(name), "only with dialect = \"baton\": no other daemon says how many it can bear");
+        }
+        target::Waiting {
+            timeout: file.queue_timeout.map_or(default.timeout, |t| t.0),
+            max: file.queue_max.unwrap_or(default.max),
+        }
     }
 
     fn uids(&mut self, key: &Key, users: Option<&[User]>) -> Option<Vec<u32>> {

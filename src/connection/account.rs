@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access_log::{Line, Record};
-use crate::drain::Guard;
+use crate::access_log::{Line, PackedLine, Record};
+use crate::drain::{Guard, WeakGuard};
 use crate::policy::{Generation, PolicyError, Summary};
 use crate::request::Request;
 
@@ -115,6 +115,20 @@ impl Account {
         self.told.as_deref().map_or(0, of)
     }
 
+    /// Packs it, until more is known: of the policies only those that are told of the end.
+    pub(super) fn pack(mut self) -> PackedAccount {
+        let told = self.told.take().map(|mut told| {
+            told.policies.retain(|asked| asked.generation.completes());
+            told
+        });
+        let told = told.filter(|told| !told.policies.is_empty());
+        let line = std::mem::replace(&mut self.line, Line::nobodys()).pack();
+        PackedAccount {
+            line,
+            told: told.map(|told| (told.guard.downgrade(), told.worker, told.policies)).map(Box::new),
+        }
+    }
+
     /// Writes the line and tells the policies now.
     pub(super) fn end(&mut self) {
         if let Some(told) = self.told.take()
@@ -123,6 +137,28 @@ impl Account {
             told.tell(record);
         }
         self.line.end();
+    }
+}
+
+/// The account of a request whose client a daemon has.
+#[derive(Debug)]
+pub(super) struct PackedAccount {
+    line: PackedLine,
+    told: Option<Box<(WeakGuard, usize, Vec<Asked>)>>,
+}
+
+impl PackedAccount {
+    pub(super) fn line(&self) -> &PackedLine {
+        &self.line
+    }
+
+    /// As it was; where the gateway has finished in between, the policies are told no more.
+    pub(super) fn unpack(self) -> Account {
+        let told = self.told.and_then(|told| {
+            let (guard, worker, policies) = *told;
+            Some(Box::new(Told { guard: guard.upgrade()?, worker, policies, decider: None }))
+        });
+        Account { line: self.line.unpack(), told }
     }
 }
 

@@ -7,17 +7,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::account::say_failed;
+use super::account::{Account, say_failed};
 use super::decide::{is_passed_over, is_watched, tell};
-use super::{Settings, Worker, hand_over};
+use super::reported::Reported;
+use super::{Settings, Worker, hand_over, metadata};
 use crate::access_log::{Line, micros};
 use crate::client::Client;
 use crate::decision::{Handoff, Outcome, RelayMode};
+use crate::drain::Guard;
+use crate::handoff::channel;
 use crate::handoff::{Dialect, Message, Sealed, SendError};
 use crate::log::chain;
 use crate::policy::{Admittance, Generation, Policy, PolicyError};
 use crate::request::{Id, Origin};
-use crate::target;
+use crate::target::{self, Offer, Taken};
 
 /// Policies that are asked about clients, by the listener's name.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +46,7 @@ impl Gates {
 }
 
 /// Asks the policies of the client's listener. Returns the client if it is to be served.
-pub(super) async fn pass(worker: &Worker, client: Client, origin: &Origin) -> Option<Client> {
+pub(super) async fn pass(worker: &Arc<Worker>, client: Client, origin: &Origin, guard: &Guard) -> Option<Client> {
     let settings = worker.settings.load_full();
     let policies = settings.gates.of(&origin.listener);
     if policies.is_empty() {
@@ -72,12 +75,9 @@ pub(super) async fn pass(worker: &Worker, client: Client, origin: &Origin) -> Op
                 match admittance {
                     Admittance::Accept => {}
                     Admittance::Handoff(handoff) => {
-                        hand_over(
-                            client,
-                            &handoff,
-                            Asked { worker, settings: &settings, generation: &generation, id, line },
-                        )
-                        .await;
+                        let (settings, generation) = (&*settings, &*generation);
+                        hand_over(client, &handoff, Asked { worker, settings, generation, id, origin, guard, line })
+                            .await;
                         return None;
                     }
                     // A line that says nothing else says `aborted`.
@@ -124,10 +124,12 @@ fn misfit(handoff: &Handoff, targets: &target::Table) -> Option<&'static str> {
 
 /// Who decided about a connection, and what it is said on.
 struct Asked<'a> {
-    worker: &'a Worker,
+    worker: &'a Arc<Worker>,
     settings: &'a Settings,
     generation: &'a Generation,
     id: Id,
+    origin: &'a Origin,
+    guard: &'a Guard,
     line: Line,
 }
 
@@ -158,10 +160,22 @@ async fn hand_over(client: Client, handoff: &Handoff, mut asked: Asked<'_>) {
     }
     let message = Message::new(&handoff.data[..]);
     let until = handoff.timeout.map(|timeout| tokio::time::Instant::now() + timeout);
-    let began = Instant::now();
-    let mut socket = client.into_socket();
+    let (began, mut metadata) = (Instant::now(), None);
+    // Nobody has read anything of it.
+    let (mut socket, _) = client.into_parts();
     for target in targets {
-        let tried = target.hand_over(socket, &message, None, options, until, &worker.beat).await;
+        let begin = |task| asked.guard.attend(task);
+        let by = target::Worker { index: worker.index, beat: &worker.beat, begin: &begin };
+        let native = (target.dialect() == Dialect::Baton).then(|| channel::Parts {
+            metadata: metadata
+                .get_or_insert_with(|| metadata::encode_untouched(asked.id, asked.origin, handoff, asked.generation)),
+            data: &handoff.data,
+            preread: [&[], &[]],
+            has_head: false,
+        });
+        let key = asked.origin.client_ip();
+        let offer = Offer { message: &message, native, head: None, key: Some(&key) };
+        let tried = target.hand_over(socket, offer, options, until, by).await;
         asked.line.set(|r| {
             r.to = Some(target.name().to_owned());
             r.attempts += tried.attempts;
@@ -169,7 +183,15 @@ async fn hand_over(client: Client, handoff: &Handoff, mut asked: Asked<'_>) {
             r.handoff_us = Some(micros(began.elapsed()));
         });
         match tried.result {
-            Ok(_) => return asked.line.set(|r| r.outcome = Outcome::HandedOff),
+            Ok(taken) => {
+                asked.line.set(|r| r.outcome = Outcome::HandedOff);
+                if let Taken::Reporting(taken) = taken {
+                    let reported = Reported::new(Account::new(asked.line), worker, asked.guard);
+                    // Where no word will come, the line is written with what is known, by its being dropped.
+                    drop(taken.keep(Box::new(reported)));
+                }
+                return;
+            }
             Err(SendError::Refused { client, stage, source }) => {
                 let error = format!("{}: {}", stage.as_str(), chain(&source));
                 asked.not_handed_over(target.name(), Outcome::Refused, error);

@@ -4,16 +4,20 @@
 //! So everything that can be judged before is: names, lengths, whether the parts fit each other and every daemon that may
 //! be tried. What fails behind the head ends in a reset, which no client takes for a whole response.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Serving;
+use super::account::Account;
+use super::metadata::{self, About};
 use super::refused::{Held, Refused, UNREAD};
-use crate::access_log::micros;
+use super::reported::{self, Reported};
+use crate::access_log::{Line, micros};
 use crate::client::Client;
 use crate::decision::{Handoff, Outcome, RelayMode};
 use crate::exchange::Exchange;
+use crate::handoff::channel;
+use crate::handoff::native::ledger::End;
 use crate::handoff::{AddressError, Dialect, HeadBytes, Message, Refusal, SendError, Stage};
 use crate::http::body::Framing;
 use crate::http::response::encode_head;
@@ -21,12 +25,15 @@ use crate::log::chain;
 use crate::pace::Pace;
 use crate::policy::Generation;
 use crate::request::Request;
-use crate::target::{self, NameError, Target};
+use crate::target::{self, NameError, Offer, Taken, Target};
 
 /// How long a connection is read that ended with the answer to a HEAD; in all, and without a byte.
 const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 /// The same while the gateway drains.
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
+
+/// The metadata by which a policy says what a daemon is chosen by.
+const HASH_KEY: &str = "hash-key";
 
 /// What became of a handoff.
 pub(super) enum Tried {
@@ -73,22 +80,38 @@ pub(super) fn names(handoff: &Handoff) -> impl Iterator<Item = &String> {
 }
 
 /// What of a handoff is the same for every daemon that is tried.
-struct Parts {
+struct Parts<'a> {
     message: Message,
     /// What a datagram is, made when there is one to be sent.
     datagram: Option<Message>,
+    /// What the native dialect says, made when there is a daemon that speaks it.
+    metadata: Option<Vec<u8>>,
+    about: About<'a>,
     head: Option<(u16, HeadBytes)>,
+    /// What a daemon is chosen by.
+    key: Option<String>,
     until: Option<tokio::time::Instant>,
 }
 
-impl Parts {
-    /// What goes to a target: its message, and the response's head that goes before.
-    fn to(&mut self, target: &Target, request: &Request) -> (&Message, Option<&mut HeadBytes>) {
+impl Parts<'_> {
+    /// What goes to a target: its message, and the response's head that goes before. `preread` is what was read of the
+    /// client behind the request's head.
+    fn to<'p>(&'p mut self, target: &Target, request: &'p Request, preread: &'p [u8]) -> Offer<'p> {
+        let head = self.head.as_mut().map(|(_, head)| head);
+        let (about, has_head) = (&self.about, head.is_some());
+        let native = (target.dialect() == Dialect::Baton).then(|| channel::Parts {
+            metadata: self.metadata.get_or_insert_with(|| metadata::encode(request, about)),
+            data: if about.handoff.include_head { &[] } else { &about.handoff.data },
+            preread: [if about.handoff.include_head { request.head.bytes() } else { &[] }, preread],
+            has_head,
+        });
         let message = match target.dialect() {
-            Dialect::Datagram => self.datagram.get_or_insert_with(|| Message::new(request.head.bytes())),
+            Dialect::Datagram => {
+                self.datagram.get_or_insert_with(|| Message::new([request.head.bytes(), preread].concat()))
+            }
             _ => &self.message,
         };
-        (message, self.head.as_mut().map(|(_, head)| head))
+        Offer { message, native, head, key: self.key.as_deref() }
     }
 
     /// The status of the head, and how much of it the client was sent; `None` when nothing was.
@@ -140,6 +163,7 @@ impl Serving<'_> {
             self.not_handed_over(request, &handoff.target, by, error);
             return Tried::Over(self.fail(exchange, request, Outcome::Refused, 500).await);
         }
+        let has_no_body_left = exchange.has_no_body_left();
         let head = match &handoff.response_head {
             Some(head) => {
                 let mut bytes = encode_head(head.status, &head.headers, &date());
@@ -156,16 +180,18 @@ impl Serving<'_> {
             // Rare, and large beside the rest of the task: so it gets memory of its own.
             return Tried::Over(Box::pin(self.answer_head(exchange, *status, head)).await);
         }
-        let metadata = metadata(handoff, request, exchange.has_no_body_left());
-        if !metadata.is_empty() {
-            let names = metadata.iter().map(|(name, _)| name.escape_debug().to_string()).collect::<Vec<_>>().join(" ");
-            let left_out = "metadata is left out: it travels by the native dialect only";
-            tracing::debug!(request = %request.id, names, "{left_out}");
+        if !targets.iter().all(|target| target.dialect() == Dialect::Baton) {
+            say_what_is_left_out(handoff, request, has_no_body_left);
         }
+        let about = About { handoff, by, has_no_body_left, has_head: head.is_some() };
+        let is_hashed = targets.iter().any(|target| target.wants_key());
         let parts = Parts {
             message: Message::new(data),
             datagram: None,
+            metadata: None,
+            about,
             head: head.map(|(status, bytes)| (status, HeadBytes::new(bytes))),
+            key: is_hashed.then(|| key(handoff, request)),
             until: handoff.timeout.map(|timeout| tokio::time::Instant::now() + timeout),
         };
         self.send(exchange, request, parts, &targets, by).await
@@ -202,18 +228,28 @@ impl Serving<'_> {
         &mut self,
         exchange: Exchange,
         request: &Request,
-        mut parts: Parts,
+        mut parts: Parts<'_>,
         targets: &[Arc<Target>],
         by: Option<&Generation>,
     ) -> Tried {
         let began = self.line.clock();
         let (mut socket, state) = exchange.release();
-        let mut last = None;
+        let (mut last, mut retry_after_s) = (None, None);
         for target in targets {
+            if !state.preread().is_empty() && !matches!(target.dialect(), Dialect::Baton | Dialect::Datagram) {
+                // Its message has no place for what was read.
+                let error = format!("{} bytes were read of the client and cannot go along", state.preread().len());
+                self.not_handed_over(request, target.name(), by, error);
+                return Tried::Over(self.fail(state.resume(socket), request, Outcome::Refused, 413).await);
+            }
             let until = parts.until;
-            let (message, head) = parts.to(target, request);
             let options = &self.settings.targets.options;
-            let tried = target.hand_over(socket, message, head, options, until, &self.worker.beat).await;
+            let guard = &*self.guard;
+            let begin = |task| guard.attend(task);
+            let worker = target::Worker { index: self.worker.index, beat: &self.worker.beat, begin: &begin };
+            let offer = parts.to(target, request, state.preread());
+            let tried = target.hand_over(socket, offer, options, until, worker).await;
+            retry_after_s = retry_after_s.max(tried.retry_after_s);
             let written = parts.written();
             self.line.set(|r| {
                 r.to = Some(target.name().to_owned());
@@ -225,19 +261,22 @@ impl Serving<'_> {
                 }
             });
             match tried.result {
-                Ok(_) => {
+                Ok(taken) => {
                     self.line.set(|r| {
                         r.outcome = Outcome::HandedOff;
                         r.bytes_in += state.body_bytes();
                     });
-                    return Tried::Over(None);
+                    return Tried::Over(match taken {
+                        Taken::Silently => None,
+                        Taken::Reporting(taken) => self.taken(taken),
+                    });
                 }
                 Err(SendError::Refused { client, stage, source }) => {
                     let message = chain(&source);
                     self.not_handed_over(request, target.name(), by, format!("{}: {message}", stage.as_str()));
                     socket = client;
                     let fault = match &source {
-                        Refusal::TooLarge { .. } => Some((Outcome::Refused, 500)),
+                        Refusal::TooLarge { .. } | Refusal::TooMuchData { .. } => Some((Outcome::Refused, 500)),
                         Refusal::Address(error) if error.is_forbidden() => Some((Outcome::PolicyError, 403)),
                         _ => None,
                     };
@@ -261,7 +300,8 @@ impl Serving<'_> {
                     }
                     let client = Held::Unread(unread, state, has_head);
                     let (target, message) = (Arc::clone(target), UNREAD.to_owned());
-                    return Tried::Refused(Refused { client, target, stage: Stage::Acknowledge, errno: None, message });
+                    let stage = Stage::Acknowledge;
+                    return Tried::Refused(Refused { client, target, stage, errno: None, message, retry_after_s });
                 }
                 Err(error) => {
                     let is_gone = matches!(error, SendError::ClientGone { .. });
@@ -276,7 +316,20 @@ impl Serving<'_> {
         }
         let (target, stage, errno, message) = last.expect("there is a target, and it has refused");
         let client = if parts.written().is_some() { Held::Begun(socket) } else { Held::Ours(state.resume(socket)) };
-        Tried::Refused(Refused { client, target, stage, errno, message })
+        Tried::Refused(Refused { client, target, stage, errno, message, retry_after_s })
+    }
+
+    /// What is done about a client that a daemon has and will report on: mostly somebody is left behind to hear it.
+    fn taken(&mut self, mut taken: channel::Taken) -> Option<Client> {
+        if let Some(End { report, back }) = taken.end() {
+            self.line.set(|record| reported::fill(record, &report, back.is_some()));
+            self.line.end();
+            return back.map(|(socket, unread)| Client::with_preread(socket, unread));
+        }
+        let account = std::mem::replace(&mut self.line, Account::new(Line::nobodys()));
+        // Where no word will come, the line is written with what is known, by its being dropped.
+        drop(taken.keep(Box::new(Reported::new(account, self.worker, self.guard))));
+        None
     }
 
     /// The targets that a handoff names, all of them known and allowed, or the first that is not.
@@ -299,13 +352,22 @@ impl Serving<'_> {
     }
 }
 
-/// What a daemon is to know beside the data: what the policy says, what an authorizer has set, and that somebody has read
-/// the request's body, so that it is not in the socket.
-fn metadata<'a>(handoff: &'a Handoff, request: &'a Request, has_no_body_left: bool) -> Vec<(&'a str, Cow<'a, str>)> {
-    let said = handoff.metadata.iter().map(|(name, value)| (&**name, Cow::Borrowed(&**value)));
-    let variables = request.variables.iter().map(|(name, value)| (&**name, String::from_utf8_lossy(value)));
+/// Names what a daemon would know of in the native dialect, and does not in another.
+fn say_what_is_left_out(handoff: &Handoff, request: &Request, has_no_body_left: bool) {
+    let said = handoff.metadata.iter().map(|(name, _)| name);
+    let names = said.chain(request.variables.iter().map(|(name, _)| name)).map(|name| name.escape_debug().to_string());
     let is_consumed = has_no_body_left && request.head.framing() != Framing::None;
-    said.chain(variables).chain(is_consumed.then_some(("request-body", Cow::Borrowed("consumed")))).collect()
+    let names: Vec<_> = names.chain(is_consumed.then(|| "request-body".to_owned())).collect();
+    if !names.is_empty() {
+        let left_out = "metadata is left out: it travels by the native dialect only";
+        tracing::debug!(request = %request.id, names = names.join(" "), "{left_out}");
+    }
+}
+
+/// What a daemon is chosen by where `balance` is `hash`: the policy's word for it, else who asks.
+fn key(handoff: &Handoff, request: &Request) -> String {
+    let said = handoff.metadata.iter().find(|(name, _)| name == HASH_KEY);
+    said.map_or_else(|| request.client_ip(), |(_, value)| value.clone())
 }
 
 fn errno(refusal: &Refusal) -> Option<i32> {

@@ -9,9 +9,11 @@ mod file;
 mod gate;
 mod hand_over;
 mod internal;
+mod metadata;
 mod programs;
 mod proxy;
 mod refused;
+mod reported;
 mod response;
 mod tunnel;
 
@@ -26,7 +28,7 @@ pub use self::gate::Gates;
 use self::programs::Authorized;
 pub use self::refused::ASKED_COUNT_MAX;
 use crate::access_log::{Line, Sinks};
-use crate::admission::Place;
+use crate::admission::{Admission, Place};
 use crate::arrival::{self, Arrival, Turn};
 use crate::client::Client;
 use crate::decision::{Action, Edits, Outcome};
@@ -105,6 +107,8 @@ pub struct Worker {
     pub beat: Beat,
     /// How many policies may wait for bodies at a time: each keeps an instance while it does.
     pub body_waits: Semaphore,
+    /// Where clients have their places.
+    pub admission: Arc<Admission>,
 }
 
 /// Policies that wait for bodies at a time, in all workers together; half of what instances there are for them.
@@ -112,34 +116,45 @@ const BODY_WAITS_MAX: usize = 512;
 
 impl Worker {
     /// One of `count` workers.
-    pub fn new(index: usize, count: usize, settings: Settings) -> Self {
+    pub fn new(index: usize, count: usize, settings: Settings, admission: &Arc<Admission>) -> Self {
         let settings = arc_swap::ArcSwap::from_pointee(settings);
         let body_waits = Semaphore::new((BODY_WAITS_MAX / count).max(1));
-        Self { index, settings, beat: Beat::with_rests(), body_waits }
+        Self { index, settings, beat: Beat::with_rests(), body_waits, admission: Arc::clone(admission) }
     }
 }
 
 /// Seconds that a client is told to wait after no daemon took it.
-const RETRY_AFTER: &str = "1";
+const RETRY_AFTER_S: u64 = 1;
 
 /// Serves one client until it leaves, is handed over or is closed. `place` is given back at the end.
 ///
 /// # Cancel safety
 /// Dropping it closes the client; a request under way is logged as `aborted`.
-pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, place: Place, mut guard: Guard) {
+pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, place: Place, guard: Guard) {
     let origin = Arc::new(origin);
     if !worker.settings.load().gates.is_empty() {
         // Rare, and large beside the rest of the task: so it gets memory of its own.
-        match Box::pin(gate::pass(&worker, client, &origin)).await {
+        match Box::pin(gate::pass(&worker, client, &origin, &guard)).await {
             Some(ours) => client = ours,
             None => return drop(place),
         }
     }
-    let mut turn = Turn::First;
+    requests(&worker, client, &origin, Turn::First, guard, place).await;
+}
+
+/// One request after the other, until the client leaves, is handed over or is closed.
+async fn requests(
+    worker: &Arc<Worker>,
+    mut client: Client,
+    origin: &Arc<Origin>,
+    mut turn: Turn,
+    mut guard: Guard,
+    place: Place,
+) {
     loop {
         let settings = worker.settings.load_full();
         let id = Id::new();
-        let begin = || Line::begin(&worker.settings.load().sinks, id, &origin);
+        let begin = || Line::begin(&worker.settings.load().sinks, id, origin);
         let (exchange, head, line) = match arrival::next(&mut client, turn, &settings.limits, &mut guard, begin).await {
             Arrival::Fault(fault, presence, line) => {
                 let mut line = Account::new(line);
@@ -158,10 +173,10 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         };
         // Again: the client may have been idle while a reload took place.
         let settings = worker.settings.load_full();
-        let mut request = Request::new(id, head, Arc::clone(&origin), None);
+        let mut request = Request::new(id, head, Arc::clone(origin), None);
         request.believe(&settings.trusted_proxies);
         let line = Account::new(line);
-        let turn_of = Serving { worker: &worker, settings: &settings, guard: &mut guard, line, route: None };
+        let turn_of = Serving { worker, settings: &settings, guard: &mut guard, line, route: None };
         match turn_of.request(request, exchange).await {
             Some(ours) => client = ours,
             None => break,
@@ -170,12 +185,13 @@ pub async fn serve(worker: Arc<Worker>, mut client: Client, origin: Origin, plac
         // A client with many requests under way never makes us wait; the others must not.
         tokio::task::yield_now().await;
     }
-    drop(place);
+    // Before the client sees its end: who counts then finds that it has left.
+    drop((place, guard));
 }
 
 /// One request's way from its head to its end.
 struct Serving<'a> {
-    worker: &'a Worker,
+    worker: &'a Arc<Worker>,
     settings: &'a Settings,
     guard: &'a mut Guard,
     line: Account,
@@ -237,9 +253,10 @@ impl Serving<'_> {
         }
     }
 
-    fn unavailable(&self, request: &Request) -> Answer {
+    fn unavailable(&self, request: &Request, retry_after_s: Option<u64>) -> Answer {
         let mut page = respond::page(503, form(request), &self.settings.pages);
-        page.fields.push(respond::field("retry-after", RETRY_AFTER));
+        let seconds = retry_after_s.unwrap_or(RETRY_AFTER_S).to_string();
+        page.fields.push(respond::field("retry-after", &seconds));
         page
     }
 

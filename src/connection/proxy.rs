@@ -264,7 +264,7 @@ impl Serving<'_> {
                 None
             }
             Some(503) => {
-                let page = self.unavailable(request);
+                let page = self.unavailable(request, None);
                 self.answer(exchange, outcome, &page).await
             }
             Some(status) => self.fail(exchange, request, outcome, status).await,

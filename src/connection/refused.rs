@@ -32,6 +32,8 @@ pub(super) struct Refused {
     pub(super) stage: Stage,
     pub(super) errno: Option<i32>,
     pub(super) message: String,
+    /// How long the daemons ask to be spared for.
+    pub(super) retry_after_s: Option<u64>,
 }
 
 /// What can still be done with such a client.
@@ -182,7 +184,7 @@ impl Serving<'_> {
                 None
             }
             Held::Ours(exchange) => {
-                let page = self.unavailable(request);
+                let page = self.unavailable(request, refused.retry_after_s);
                 self.answer(exchange, Outcome::Refused, &page).await
             }
             Held::Unread(unread, state, has_head) => {
@@ -219,7 +221,7 @@ impl Serving<'_> {
         if has_head {
             self.sealed(unread.reset(), reason, 0, target, request);
         } else {
-            let answer = state.encode_last(&self.unavailable(request));
+            let answer = state.encode_last(&self.unavailable(request, None));
             self.sealed(unread.seal(&answer), reason, answer.len(), target, request);
         }
     }

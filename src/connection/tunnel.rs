@@ -33,8 +33,7 @@ impl Serving<'_> {
     pub(super) async fn tunnel(&mut self, exchange: Exchange, fields: &HeaderMap, tunnel: Tunnel, silence: Duration) {
         let mut head = Vec::new();
         put_switch(&mut head, fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
-        let (socket, _) = exchange.release();
-        let mut client = Client::new(socket);
+        let mut client = exchange.into_client();
         let sent = client.write_all(&head, &Pace::new(&self.settings.limits)).await;
         // What a drain cuts is left as it stands here.
         self.line.set(|r| (r.outcome, r.status) = (Outcome::Aborted, Some(101)));

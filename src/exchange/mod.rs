@@ -54,6 +54,8 @@ pub struct State {
     read: u64,
     /// The body while it is on its way to an upstream.
     upload: Option<Box<Upload>>,
+    /// Read of the connection before the client came back from a daemon, and not taken yet.
+    preread: Vec<u8>,
 }
 
 /// An answer that was written, or was to be.
@@ -116,6 +118,7 @@ impl Exchange {
             written: 0,
             read: 0,
             upload: None,
+            preread: Vec::new(),
         };
         Self { client, state }
     }
@@ -132,6 +135,7 @@ impl Exchange {
             written: 0,
             read: 0,
             upload: None,
+            preread: Vec::new(),
         };
         Self { client, state }
     }
@@ -141,10 +145,18 @@ impl Exchange {
         self.state.framing == Framing::None && self.state.upload.is_none()
     }
 
+    /// Ends the exchange with an answer that is somebody else's to write.
+    pub fn into_client(mut self) -> Client {
+        self.settle_upload();
+        self.client
+    }
+
     /// Gives the client's socket up, to hand it over.
     pub fn release(mut self) -> (OwnedFd, State) {
         self.settle_upload();
-        (self.client.into_socket(), self.state)
+        let (socket, preread) = self.client.into_parts();
+        self.state.preread = preread;
+        (socket, self.state)
     }
 
     /// Shows up to `max` bytes of the body, decoded, and leaves them in the socket. Fewer where the body is shorter.
@@ -319,7 +331,14 @@ impl Closing {
 impl State {
     /// Takes the client back that no daemon took.
     pub fn resume(self, socket: OwnedFd) -> Exchange {
-        Exchange { client: Client::new(socket), state: self }
+        let mut state = self;
+        let preread = std::mem::take(&mut state.preread);
+        Exchange { client: Client::with_preread(socket, preread), state }
+    }
+
+    /// What was read of the connection behind the head and not taken.
+    pub fn preread(&self) -> &[u8] {
+        &self.preread
     }
 
     /// Read of the request's body so far.

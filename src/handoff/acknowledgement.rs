@@ -73,6 +73,7 @@ pub(super) fn look(connection: BorrowedFd<'_>) -> nix::Result<Look> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
     use std::os::fd::{AsFd as _, OwnedFd};
 
     use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
@@ -85,12 +86,12 @@ mod tests {
     fn sent(kind: SockType) -> (OwnedFd, OwnedFd) {
         let (gateway, daemon) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let (client, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(ancillary::send(gateway.as_fd(), &[b'x'; 40], Some(client.as_fd())), Ok(40));
+        assert_eq!(ancillary::send(gateway.as_fd(), &[IoSlice::new(&[b'x'; 40])], &[client.as_fd()]), Ok(40));
         (gateway, daemon)
     }
 
     fn say(daemon: &OwnedFd, bytes: &[u8]) {
-        ancillary::send(daemon.as_fd(), bytes, None).unwrap();
+        ancillary::send(daemon.as_fd(), &[IoSlice::new(bytes)], &[]).unwrap();
     }
 
     #[test]

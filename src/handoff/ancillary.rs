@@ -71,25 +71,27 @@ pub(super) struct Sender {
     pub gid: u32,
 }
 
-/// Sends bytes, at least one, and with the first of them a copy of `descriptor`; says how many went out. Never raises
-/// SIGPIPE.
+/// Sends bytes, at least one, and with the first of them a copy of each of `descriptors`, at most
+/// [`DESCRIPTORS_MAX`]; says how many bytes went out. Never raises SIGPIPE.
 ///
 /// # Errors
 /// What sendmsg(2) says; nothing was sent then. EAGAIN: there is no room at the moment. ETOOMANYREFS: too many
 /// descriptors are on their way already. EMSGSIZE: the packet is larger than the send buffer.
 #[cfg(feature = "gateway")]
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> nix::Result<usize> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub(super) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[IoSlice<'_>],
+    descriptors: &[BorrowedFd<'_>],
+) -> nix::Result<usize> {
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut room);
-    let descriptors = descriptor.as_slice();
     if !descriptors.is_empty() {
         let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
-        assert!(fits, "there is room for one");
+        assert!(fits, "{} descriptors", descriptors.len());
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     uninterrupted(|| {
-        rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
-            .map_err(|error| Errno::from_raw(error.raw_os_error()))
+        rustix::net::sendmsg(socket, bytes, &mut control, flags).map_err(|error| Errno::from_raw(error.raw_os_error()))
     })
 }
 
@@ -200,6 +202,43 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: tcp_info consists of integers, and was zeroed where the kernel wrote nothing.
     let info = unsafe { info.assume_init() };
     Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
+}
+
+/// What the kernel calls a socket, whoever holds it (SO_COOKIE, socket(7)).
+///
+/// # Errors
+/// What getsockopt(2) says.
+#[cfg(feature = "gateway")]
+pub(super) fn cookie(socket: BorrowedFd<'_>) -> nix::Result<std::num::NonZeroU64> {
+    let cookie = rustix::net::sockopt::socket_cookie(socket).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    std::num::NonZeroU64::new(cookie).ok_or(Errno::EINVAL)
+}
+
+/// A process, whatever becomes of its number: the descriptor is readable when it has ended (pidfd_open(2)).
+///
+/// # Errors
+/// It has ended already, or the kernel is older than 5.3.
+#[cfg(feature = "gateway")]
+pub(super) fn process(process: Pid) -> io::Result<OwnedFd> {
+    let process = rustix::process::Pid::from_raw(process.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Bytes in a file without a name that nobody can change any more (memfd_create(2), its offset 0).
+///
+/// # Errors
+/// The system's.
+#[cfg(feature = "gateway")]
+pub(super) fn sealed_file(parts: &[&[u8]]) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let file = rustix::fs::memfd_create(c"baton", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(file);
+    for part in parts {
+        io::Write::write_all(&mut file, part)?;
+    }
+    io::Seek::rewind(&mut file)?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file.into())
 }
 
 /// Leaves a client in the kernel until its first bytes are here, or `seconds` have passed (TCP_DEFER_ACCEPT, tcp(7)): a

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 
 use super::address::AddressError;
+use super::native::frame;
 use super::seal::Unread;
 
 /// How far a handoff came.
@@ -41,6 +42,18 @@ pub enum Refusal {
     /// There is no way to its path. [`AddressError::is_forbidden`] tells 403 from 503.
     #[error("no way to the socket")]
     Address(#[from] AddressError),
+    /// Its last channel did not last, and the next one is not due yet.
+    #[error("its channel broke a moment ago")]
+    Broken,
+    /// The daemon's word (REFUSED).
+    #[error("the daemon refuses: {}{}", .0.reason.word(), .0.message.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Daemon(Box<frame::Refusal>),
+    /// The daemon takes nobody any more (DRAINING).
+    #[error("the daemon drains")]
+    Draining,
+    /// It has as many clients as it can bear, and so many wait already, or for so long.
+    #[error("every daemon has as many clients as it can bear ({0})")]
+    Full(&'static str),
     /// The kernel's word: nobody listens, no permission, no descriptors left here.
     #[error("the socket did not take it")]
     Io(#[from] io::Error),
@@ -53,9 +66,23 @@ pub enum Refusal {
         /// Who.
         uid: u32,
     },
+    /// What listens there does not speak the native protocol.
+    #[error("no word of the protocol: {0}")]
+    Protocol(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It did not say HELLO in time.
+    #[error("no HELLO in time")]
+    Silent,
     /// There was no room until the deadline: in the daemon's backlog, or for more descriptors on their way.
     #[error("no room until the deadline")]
     TimedOut,
+    /// More data than this daemon wants (500).
+    #[error("{bytes} bytes of data, and the daemon takes at most {bytes_max} (data_bytes_max of its HELLO)")]
+    TooMuchData {
+        /// The data.
+        bytes: usize,
+        /// The daemon's limit.
+        bytes_max: usize,
+    },
     /// The message is longer than this dialect can carry: no other socket will do either (500).
     #[error("the message has {bytes} bytes, at most {bytes_max} can be sent (net.core.wmem_max)")]
     TooLarge {

@@ -10,7 +10,7 @@
 //! cannot prevent.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -44,6 +44,21 @@ impl HeadBytes {
 
     pub(super) fn is_written(&self) -> bool {
         self.written == self.bytes.len()
+    }
+
+    /// Writes what the client was not sent yet, when its socket has room; nothing where it has it all.
+    ///
+    /// # Errors
+    /// `TimedOut`, or what the system says.
+    ///
+    /// # Cancel safety
+    /// As for [`send`](super::send): the client is to be closed.
+    pub async fn write_whole(&mut self, client: &OwnedFd, until: Instant) -> io::Result<()> {
+        if !self.is_written() {
+            Self::wait_for_room(client.as_fd(), until).await?;
+            self.write(client.as_fd(), until).await?;
+        }
+        Ok(())
     }
 
     /// Waits until the client's socket has room. A client that has yet to read what it was sent before must not keep a

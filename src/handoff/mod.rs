@@ -114,6 +114,8 @@ mod address;
 mod ancillary;
 #[cfg(feature = "gateway")]
 mod beat;
+#[cfg(feature = "gateway")]
+pub mod channel;
 mod client;
 mod dialect;
 #[cfg(feature = "gateway")]

@@ -13,14 +13,17 @@
 //! is no 3.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Weak;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
 use super::acknowledgement::{Look, look};
 use super::ancillary::written_bytes;
+use super::channel::{Link, is_late_taken};
 use super::dialect::{SocketKind, datagram};
 use super::head_bytes;
+use super::native::ledger::Late;
 use super::resolved::Resolved;
 
 /// What will show, of a message that was sent, who has the client.
@@ -41,6 +44,8 @@ enum Delivery {
     Datagram(Box<Resolved>),
     /// By a stream of several bytes: a reader may take the client with the first byte and leave the rest.
     Parts,
+    /// Over a channel: as long as the daemon has not said that it takes the client, nobody has it.
+    Lease,
     /// By a packet or a stream of one byte: as long as it was not read, nobody has the client.
     Whole,
 }
@@ -76,6 +81,11 @@ impl Evidence {
             _ => (Delivery::Whole, None),
         };
         Self { delivery, written, has_head }
+    }
+
+    /// The same of a client that is lent over a channel.
+    pub(super) fn of_lease(client: BorrowedFd<'_>, has_head: bool) -> Self {
+        Self { delivery: Delivery::Lease, written: written_bytes(client), has_head }
     }
 
     /// Whether the client was sent a response's head.
@@ -114,11 +124,20 @@ impl Evidence {
 #[derive(Debug)]
 pub struct Unread {
     client: OwnedFd,
-    connection: OwnedFd,
+    message: Message,
     evidence: Evidence,
     /// What is known so far: never [`Verdict::Taken`]. A connection shows a reset once, and then looks as if everything had
     /// been read.
     verdict: Verdict,
+}
+
+/// Where it shows what became of the message.
+#[derive(Debug)]
+enum Message {
+    /// On the connection that it was sent on.
+    Connection(OwnedFd),
+    /// In what the daemon says later, on a channel that may have ended.
+    Lease(Late, Weak<Link>),
 }
 
 /// What became of a client that was to be sealed. Our copy is closed in each case.
@@ -138,7 +157,26 @@ pub enum Sealed {
 
 impl Unread {
     pub(super) fn new(client: OwnedFd, connection: OwnedFd, evidence: Evidence, verdict: Verdict) -> Self {
-        Self { client, connection, evidence, verdict }
+        Self { client, message: Message::Connection(connection), evidence, verdict }
+    }
+
+    /// A client of which its daemon has said nothing. Where there is no `link` any more, it never will.
+    pub(super) fn of_lease(client: OwnedFd, evidence: Evidence, late: Late, link: Weak<Link>) -> Self {
+        let is_open = link.strong_count() > 0;
+        let verdict = if is_open { Verdict::Unread } else { Verdict::Unknown { can_be_read: false } };
+        Self { client, message: Message::Lease(late, link), evidence, verdict }
+    }
+
+    /// What there is to see now.
+    fn look(&self) -> nix::Result<Verdict> {
+        match &self.message {
+            Message::Connection(connection) => {
+                let connection = connection.as_fd();
+                look(connection).map(|looked| self.evidence.verdict(looked, connection))
+            }
+            Message::Lease(late, link) if is_late_taken(late, link) => Ok(Verdict::Taken),
+            Message::Lease(..) => Ok(Verdict::Unread),
+        }
     }
 
     /// Whether a daemon may have taken the client, though nobody has written to it; otherwise it is certain that the
@@ -169,8 +207,7 @@ impl Unread {
         if !self.can_be_read() {
             return Sealed::Answered;
         }
-        let connection = self.connection.as_fd();
-        match look(connection).map(|looked| self.evidence.verdict(looked, connection)) {
+        match self.look() {
             Ok(Verdict::Unread | Verdict::Untaken) => Sealed::Answered,
             // A stream's reader that closed, or has stopped within the message; a datagram's that died.
             Ok(Verdict::Unknown { .. }) if self.evidence.written.is_some() => Sealed::Answered,
@@ -199,14 +236,17 @@ impl Unread {
     /// Looks again, if anything can have changed.
     fn is_still_ours(&mut self) -> bool {
         if self.can_be_read() {
-            let connection = self.connection.as_fd();
-            match look(connection) {
-                Ok(looked) => self.verdict = self.evidence.verdict(looked, connection),
+            match self.look() {
+                Ok(verdict) => self.verdict = verdict,
                 Err(_) => return false,
             }
         }
         match self.verdict {
             Verdict::Taken => false,
+            // A daemon that keeps its word has not touched the client; one that does not is found out.
+            Verdict::Unread if matches!(self.message, Message::Lease(..)) && self.evidence.written.is_some() => {
+                self.evidence.is_untouched(self.client.as_fd())
+            }
             Verdict::Unread | Verdict::Untaken => true,
             Verdict::Unknown { .. } => self.evidence.is_untouched(self.client.as_fd()),
         }

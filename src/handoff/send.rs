@@ -5,7 +5,7 @@
 //! costs `epoll_ctl`, `ioctl` and `recv` more, and `epoll_ctl` again; no timer is set for one handoff alone (see
 //! [`super::beat`]).
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -60,6 +60,12 @@ impl Daemon {
         Self { blocking: true, ..self }
     }
 
+    /// Whether another one is at the same place, spoken to in the same way and trusted as much.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let key = |daemon: &Self| (daemon.dialect, daemon.blocking, daemon.allow_uids.clone());
+        self.address.path() == other.address.path() && key(self) == key(other)
+    }
+
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
@@ -68,6 +74,11 @@ impl Daemon {
     /// How it is spoken to.
     pub fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// Whether its clients are handed over blocking.
+    pub fn has_blocking_clients(&self) -> bool {
+        self.blocking
     }
 
     fn kind(&self) -> SocketKind {
@@ -203,15 +214,15 @@ impl Drop for Cut {
 }
 
 /// A socket that the message can be sent on.
-struct Connected {
-    connection: OwnedFd,
+pub(super) struct Connected {
+    pub connection: OwnedFd,
     kind: SocketKind,
     /// The one socket that a datagram will go to.
     receiver: Option<Resolved>,
 }
 
 /// Connects, within `patience`, to a process that may receive clients.
-async fn connect(to: &Daemon, patience: Duration) -> Result<Connected, (Stage, Refusal)> {
+pub(super) async fn connect(to: &Daemon, patience: Duration) -> Result<Connected, (Stage, Refusal)> {
     let is_datagram = to.dialect == Dialect::Datagram;
     let address = if is_datagram { to.address.pin() } else { to.address.resolve() };
     let address = address.map_err(|error| (Stage::Resolve, error.into()))?;
@@ -274,7 +285,8 @@ impl Sent {
             {
                 return Err(self.refused(Stage::Send, source.into()));
             }
-            let refusal = match ancillary::send(self.connection.as_fd(), &bytes[sent..], descriptor) {
+            let parts = [IoSlice::new(&bytes[sent..])];
+            let refusal = match ancillary::send(self.connection.as_fd(), &parts, descriptor.as_slice()) {
                 Ok(count) => {
                     sent += count;
                     if sent == bytes.len() {
@@ -413,20 +425,20 @@ async fn wake_and_look(connection: &AsyncFd<OwnedFd>, deadline: Instant, beat: &
 }
 
 /// Waits between attempts, longer each time, until a deadline. The clock is not asked before the first.
-struct BackOff {
+pub(super) struct BackOff {
     patience: Duration,
     pause: Duration,
     deadline: Option<Instant>,
 }
 
 impl BackOff {
-    fn new(patience: Duration) -> Self {
+    pub(super) fn new(patience: Duration) -> Self {
         Self { patience, pause: BACK_OFF_MIN, deadline: None }
     }
 
     /// # Errors
     /// The deadline has passed.
-    async fn wait(&mut self) -> Result<(), Refusal> {
+    pub(super) async fn wait(&mut self) -> Result<(), Refusal> {
         let now = Instant::now();
         let deadline = *self.deadline.get_or_insert(now + self.patience);
         if now >= deadline {

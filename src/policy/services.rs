@@ -30,6 +30,10 @@ pub trait Targets: fmt::Debug + Send + Sync {
 
     /// The name of one member that is not down, if there is one.
     fn pick(&self, group: &str, strategy: Strategy, key: Option<&str>) -> Option<String>;
+
+    /// Asks the daemon that has the client of the request `id` to end it, where it is one of a target that `may_name` allows;
+    /// whether there is such a client.
+    fn revoke(&self, id: &str, reason: &str, may_name: &dyn Fn(&str) -> bool) -> bool;
 }
 
 /// A target's or a member's state.

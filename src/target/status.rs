@@ -2,15 +2,18 @@
 //!
 //! A daemon without the native dialect says nothing of itself. It is up until it fails to take a client, then down for a
 //! moment, and after that up again: only a client can find out. A failure is the daemon's own: a client that has gone, a
-//! message that is too large, or a path that is forbidden says nothing about it.
+//! message that is too large, or a path that is forbidden says nothing about it. A daemon with the native dialect says when
+//! it drains, is asked for a word when it is silent, and is not known before somebody was handed over to it.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Member, Table, Target, is_worth_another_try};
-use crate::handoff::{SendError, Taken};
+use super::member::Member;
+use super::{Table, Taken, Target, is_worth_another_try};
+use crate::handoff::{Dialect, Refusal, SendError, Stage};
 use crate::policy::{Health, Strategy, TargetStatus, Targets};
 
 /// How long a daemon that has failed is down.
@@ -25,13 +28,21 @@ impl LastFailure {
     pub(super) fn learn(&self, result: &Result<Taken, SendError>) {
         let failure = match result {
             Ok(_) => None,
+            // It is well, and says so.
+            Err(SendError::Refused { source: Refusal::Daemon(_), .. }) => None,
             Err(SendError::Refused { stage, source, .. }) if is_worth_another_try(source) => {
-                Some(format!("{}: {}", stage.as_str(), crate::log::chain(source)))
+                return self.set(*stage, source);
             }
             Err(SendError::Unread(_)) => Some("acknowledge: not read in time".to_owned()),
             Err(_) => return,
         };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = failure.map(|failure| (Instant::now(), failure));
+    }
+
+    /// It could not be handed over to.
+    pub(super) fn set(&self, stage: Stage, source: &Refusal) {
+        let failure = (Instant::now(), format!("{}: {}", stage.as_str(), crate::log::chain(source)));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
     fn look(&self) -> Option<(Instant, String)> {
@@ -40,54 +51,129 @@ impl LastFailure {
 }
 
 impl Member {
-    fn is_down(&self) -> bool {
-        self.last_failure.look().is_some_and(|(since, _)| since.elapsed() < DOWN)
+    fn health(&self) -> Health {
+        if self.last_failure.look().is_some_and(|(since, _)| since.elapsed() < DOWN) {
+            return Health::Down;
+        }
+        let (mut open, mut draining, mut silent) = (0, 0, 0);
+        for status in self.channels() {
+            open += 1;
+            draining += u32::from(status.is_draining);
+            silent += u32::from(status.is_silent);
+        }
+        match open {
+            0 if self.daemon.dialect() == Dialect::Baton => Health::Unknown,
+            0 => Health::Up,
+            _ if draining == open => Health::Draining,
+            _ if silent + draining == open => Health::Down,
+            _ => Health::Up,
+        }
     }
 
-    fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// Whether a client may be handed over to it, as far as is known.
+    fn is_well(&self) -> bool {
+        matches!(self.health(), Health::Up | Health::Unknown)
     }
 }
 
 impl Target {
-    /// As a whole: it takes clients as long as one of its members does.
+    /// As a whole: it is as well as the best of its members.
     fn status(&self) -> TargetStatus {
-        let is_down = self.members.iter().all(|member| member.is_down());
+        let healths = || self.members.iter().map(|member| member.health());
+        let best = [Health::Up, Health::Unknown, Health::Draining].into_iter();
+        let health = best.into_iter().find(|best| healths().any(|health| health == *best));
         let last = self.members.iter().filter_map(|member| member.last_failure.look()).max();
         TargetStatus {
             name: self.name.to_string(),
-            health: if is_down { Health::Down } else { Health::Up },
+            health: health.unwrap_or(Health::Down),
             in_flight: self.members.iter().map(|member| member.in_flight()).fold(0, u32::saturating_add),
-            load: None,
+            load: self.members.iter().filter_map(|member| member.load()).reduce(f64::min),
             last_error: last.map(|(_, error)| error),
         }
     }
 
-    fn pick(&self, strategy: Strategy, key: Option<&str>) -> Option<usize> {
-        let healthy: Vec<_> = (0..self.members.len()).filter(|&at| !self.members[at].is_down()).collect();
-        let turn = || self.turn.fetch_add(1, Ordering::Relaxed);
-        let in_flight = |at: usize| self.members[at].in_flight();
-        if healthy.len() <= 1 {
-            return healthy.first().copied();
+    /// The place of the member that a strategy chooses among those that are well.
+    pub(super) fn pick(&self, strategy: Strategy, key: Option<&str>) -> Option<usize> {
+        let well = || (0..self.members.len()).filter(|&at| self.members[at].is_well());
+        let count = well().count();
+        if count <= 1 {
+            return well().next();
         }
+        let turn = || self.turn.fetch_add(1, Ordering::Relaxed) % count;
+        // Those behind the one whose turn it is, and then those before it.
+        let in_turn = || {
+            let first = turn();
+            well().skip(first).chain(well().take(first))
+        };
+        let in_flight = |at: usize| self.members[at].in_flight();
         match (strategy, key) {
-            (Strategy::Hash, Some(key)) => healthy.into_iter().max_by_key(|&at| {
+            (Strategy::Hash, Some(key)) => well().max_by_key(|&at| {
                 let path = self.members[at].daemon.address().path();
                 weight(path.as_os_str().as_encoded_bytes(), key.as_bytes())
             }),
-            // No daemon reports its load yet. What each has in flight is the next best.
-            (Strategy::LeastInFlight | Strategy::LeastLoad, _) => {
-                let first = turn() % healthy.len();
-                (0..healthy.len()).map(|at| healthy[(first + at) % healthy.len()]).min_by_key(|&at| in_flight(at))
-            }
+            (Strategy::LeastInFlight, _) => in_turn().min_by_key(|&at| in_flight(at)),
+            // Of those that say nothing, what each has in flight is the next best.
+            (Strategy::LeastLoad, _) => in_turn().min_by(|&one, &other| {
+                let load = |at: usize| self.members[at].load().unwrap_or(0.0);
+                load(one).total_cmp(&load(other)).then_with(|| in_flight(one).cmp(&in_flight(other)))
+            }),
             (Strategy::RandomTwo, _) => {
-                let one = random(healthy.len());
-                let other = (one + 1 + random(healthy.len() - 1)) % healthy.len();
-                [healthy[one], healthy[other]].into_iter().min_by_key(|&at| in_flight(at))
+                let one = random(count);
+                let other = (one + 1 + random(count - 1)) % count;
+                [one, other].into_iter().filter_map(|place| well().nth(place)).min_by_key(|&at| in_flight(at))
             }
-            (Strategy::RoundRobin | Strategy::Hash, _) => Some(healthy[turn() % healthy.len()]),
+            (Strategy::RoundRobin | Strategy::Hash, _) => well().nth(turn()),
         }
     }
+
+    /// What the operator sees of each daemon.
+    pub(super) fn figures(&self) -> impl Iterator<Item = Figures> {
+        self.members.iter().enumerate().map(|(at, member)| Figures {
+            target: Arc::clone(&self.name),
+            name: self.member_name(at),
+            path: member.daemon.address().path().to_owned(),
+            is_up: member.is_well(),
+            in_flight: member.in_flight(),
+            load: member.load(),
+            channels: member.channels().count() as u64,
+            taken: member.taken.load(Ordering::Relaxed),
+            refused: member.refused.load(Ordering::Relaxed),
+            returned: member.returned(),
+            last_error: member.last_failure.look().map(|(_, error)| error),
+        })
+    }
+
+    /// How many clients wait for one of its daemons.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+/// What the operator sees of one daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    /// Its target.
+    pub target: Arc<str>,
+    /// As a handoff may name it.
+    pub name: String,
+    /// Whether it takes clients, as far as is known.
+    pub is_up: bool,
+    /// Clients handed over and not reported finished.
+    pub in_flight: u32,
+    /// What it said of itself, 0 to 1.
+    pub load: Option<f64>,
+    /// Open channels of the native protocol.
+    pub channels: u64,
+    /// Its socket.
+    pub path: PathBuf,
+    /// Clients that it has taken since the gateway began.
+    pub taken: u64,
+    /// Those that it has refused, in words.
+    pub refused: u64,
+    /// Those that it has given back.
+    pub returned: u64,
+    /// Why it did not take the last client that it did not take.
+    pub last_error: Option<String>,
 }
 
 impl Targets for Table {
@@ -103,6 +189,11 @@ impl Targets for Table {
     fn pick(&self, group: &str, strategy: Strategy, key: Option<&str>) -> Option<String> {
         let target = self.by_name.get(group)?;
         target.pick(strategy, key).map(|at| target.member_name(at))
+    }
+
+    fn revoke(&self, id: &str, reason: &str, may_name: &dyn Fn(&str) -> bool) -> bool {
+        let targets = self.by_name.values().filter(|target| may_name(target.name()));
+        targets.flat_map(|target| &target.members).any(|member| member.revoke(id, reason))
     }
 }
 
@@ -135,12 +226,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::handoff::{Address, Daemon, Dialect};
-    use crate::target::Balance;
+    use crate::handoff::{Address, Daemon};
+    use crate::target::Waiting;
 
     fn target(sockets: &[&str]) -> Target {
         let daemon = |path: &&str| Daemon::new(Address::new(*path).expect("a path"), Dialect::Auto, Vec::new());
-        Target::new("chat", sockets.iter().map(daemon).collect(), Balance::RoundRobin)
+        let daemons = sockets.iter().map(daemon).collect();
+        Target::new("chat", daemons, Strategy::RoundRobin, Waiting::default(), 0)
     }
 
     fn fail(target: &Target, at: usize) {

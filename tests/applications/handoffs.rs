@@ -43,6 +43,32 @@ fn a_client_goes_to_the_daemon_that_the_application_names() {
     application.has_open(0);
 }
 
+/// An application knows paths; how the daemon behind one is spoken to, and who may be one, the configuration knows that has
+/// it among a target's sockets.
+#[test]
+fn a_path_that_is_a_targets_socket_is_handed_over_to_as_the_target_says() {
+    let folder = folder();
+    let _daemons = ["stream", "uid", "fdpass", "other"].map(|name| daemon(&folder, name, "seqpacket", &[]));
+    let here = folder.path().to_owned();
+    let application =
+        Application::start(move |asked| hands_over(&here.join(&asked.target()[1..]).with_extension("sock"), "", ""));
+    let others_uid = nix::unistd::getuid().as_raw() + 1;
+    let targets = format!(
+        "[target.a]\nsockets = [\"DIR/none.sock\", \"DIR/stream.sock\"]\ndialect = \"stream\"\n\
+         [target.b]\nsockets = [\"DIR/uid.sock\"]\nallow_uids = [{others_uid}]\n\
+         [target.c]\nsockets = [\"DIR/fdpass.sock\"]\ndialect = \"fdpass\"\n"
+    );
+    let gateway = start(folder, &behind(&application, &targets));
+    // These daemons speak seqpacket, which is not tried where the target says another; fdpass leaves no room for data.
+    for (at, (path, status)) in
+        [("/stream", 503), ("/uid", 503), ("/fdpass", 200), ("/other", 200)].into_iter().enumerate()
+    {
+        assert_eq!(gateway.status(path), status, "{path}");
+        let line = gateway.log_line(at + 1);
+        assert!(line["to"].as_str().is_some_and(|to| to.ends_with(&format!("{path}.sock"))), "{line}");
+    }
+}
+
 /// Whatever it answers: also where it was refused, or has failed.
 #[test]
 fn any_status_hands_over_and_the_first_such_field_counts() {

@@ -19,15 +19,17 @@ use crate::support::{Client, Gateway, eventually, peers};
 
 /// Data goes along, where the dialect has a place for it.
 fn carries_data(kind: &str) -> bool {
-    matches!(kind, "seqpacket" | "stream")
+    matches!(kind, "baton" | "seqpacket" | "stream")
 }
 
-/// `auto` where that is the dialect, too.
+/// `auto` where that finds the dialect, too.
 fn gateway(kind: &str) -> Gateway {
-    let dialect = if carries_data(kind) { "auto" } else { kind };
+    let dialect = if matches!(kind, "seqpacket" | "stream") { "auto" } else { kind };
+    // Each worker has a channel, from its first handoff on: where descriptors are counted, that is one.
+    let workers = if kind == "baton" { "[gateway]\nworkers = 1\n" } else { "" };
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
     Gateway::start(&format!(
-        "LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n\
+        "{workers}LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"{dialect}\"\n\
          [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\n\
          [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n"
     ))
@@ -90,7 +92,7 @@ fn get(fields: &str) -> String {
 fn socket_type(kind: &str) -> SockType {
     match kind {
         "datagram" => SockType::Datagram,
-        "seqpacket" => SockType::SeqPacket,
+        "baton" | "seqpacket" => SockType::SeqPacket,
         _ => SockType::Stream,
     }
 }
@@ -117,9 +119,9 @@ pub fn streams_ten_events_with_the_data_in_the_first(language: Language) {
         if !carries_data(kind) {
             continue;
         }
-        // The head as the data: line ends and all.
+        // The head as the data, line ends and all; in `baton` it has a place of its own.
         let head = get("x-head: 1\r\nX-Quote: \"\\\"\r\n");
-        check_answer(&gateway.ask(&head), kind, &head);
+        check_answer(&gateway.ask(&head), kind, if *kind == "baton" { "" } else { &head });
         let mut client = gateway.client();
         client.send(get("x-bytes: 50000\r\n"));
         check_answer(&whole(&mut client), kind, &"d".repeat(50_000));
@@ -244,6 +246,63 @@ pub fn refuses_what_it_does_not_understand(language: Language) {
         (language.command)().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let status = eventually("it ends", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(2));
+}
+
+/// What only the native dialect can: the connection goes on behind a handoff, between requests that the gateway answers
+/// and with the next ones already there; and the log has what the daemon said.
+pub fn keeps_the_connection_behind_the_real_gateway(language: Language) {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/handoff_by_fields.wat");
+    let gateway = Gateway::start(&format!(
+        "LISTEN\n[handoff]\nack_timeout = \"30s\"\n[target.chat]\nsockets = [\"DIR/d.sock\"]\ndialect = \"baton\"\n\
+         [policy.by-fields]\nmodule = \"{policy}\"\ndeadline = \"1s\"\n\
+         [[route]]\npath = \"/\"\npolicies = [\"by-fields\"]\n\
+         [[route]]\npath = \"/answer\"\ndefault = {{ respond = {{ status = 200, body = \"ours\\n\" }} }}\n"
+    ));
+    let daemon = Daemon::start(language, &gateway.path("d.sock"), "baton", 1);
+    let mut client = gateway.client();
+    let mut lines = Vec::new();
+    for round in 0..5 {
+        for (method, path, fields, body, expected) in [
+            ("GET", "/return", "", "", "returned\n"),
+            ("GET", "/answer", "", "", "ours\n"),
+            ("POST", "/echo?a=b", "Content-Length: 5\r\n", "hello", "hello"),
+            ("POST", "/echo", "Transfer-Encoding: chunked\r\n", "3\r\nhel\r\n2;x\r\nlo\r\n0\r\n\r\n", "hello"),
+            ("POST", "/unread", "Content-Length: 5\r\n", "hello", "unread\n"),
+            ("GET", "/data", "X-Data: user=7\r\n", "", "user=7"),
+        ] {
+            lines.push((format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}"), path, expected));
+            // One after the other at first, then all of a round behind each other.
+            if round < 2 {
+                let (request, _, expected) = &lines[lines.len() - 1];
+                client.send(request);
+                assert_eq!(client.answer().body, *expected, "{request}");
+            }
+        }
+        if round >= 2 {
+            let requests = &lines[lines.len() - 6..];
+            client.send(requests.iter().map(|(request, ..)| request.as_str()).collect::<String>());
+            for (request, _, expected) in requests {
+                assert_eq!(client.answer().body, *expected, "{request}");
+            }
+        }
+    }
+    client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(whole(&mut client).ends_with("\r\n\r\nhello\n"));
+    // Whoever keeps a copy of a client would be the second party that can write to it.
+    for (at, (_, path, expected)) in lines.iter().enumerate() {
+        let line = gateway.log_line(at + 1);
+        assert_eq!((&line["target"], &line["status"]), (&(*path).into(), &200.into()), "{line}");
+        assert!(line["bytes_out"].as_u64().is_some_and(|bytes| bytes > expected.len() as u64), "{line}");
+        assert_eq!(line["outcome"], if *path == "/answer" { "responded" } else { "returned" }, "{line}");
+    }
+    let mut client = gateway.client();
+    client.get("/refuse?reason=overloaded&retry_after=7");
+    let refused = client.answer();
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("7")), "{}", refused.head);
+    // A kept connection is whole behind a refusal, too.
+    client.get("/return");
+    assert_eq!(client.answer().body, "returned\n");
+    drop(daemon);
 }
 
 /// A daemon for Apache's mod_proxy_fdpass needs no change: what its client sees is the same behind both.

@@ -16,24 +16,26 @@ use crate::support::{self, eventually, example, holds};
 pub struct Language {
     pub name: &'static str,
     pub command: fn() -> Command,
-    /// What it speaks beside `baton`.
+    /// What it speaks with the real gateway. With the scripted one it is always `baton`.
     pub kinds: &'static [&'static str],
 }
 
-const ALL_KINDS: &[&str] = &["seqpacket", "stream", "fdpass", "datagram"];
+const ALL_KINDS: &[&str] = &["baton", "seqpacket", "stream", "fdpass", "datagram"];
 
 pub const C: Language = Language { name: "c", command: c, kinds: ALL_KINDS };
+pub const GO: Language = Language { name: "go", command: go, kinds: ALL_KINDS };
 pub const PHP: Language = Language { name: "php", command: php, kinds: ALL_KINDS };
 pub const PYTHON: Language = Language { name: "python", command: python, kinds: ALL_KINDS };
 pub const RUST: Language = Language { name: "rust", command: rust, kinds: ALL_KINDS };
 
 /// The examples.
-pub const ALL: &[Language] = &[RUST, PYTHON, PHP, C];
+pub const ALL: &[Language] = &[RUST, GO, PYTHON, PHP, C];
 
 /// What the checks are tried on: without a fault it passes them all.
 pub const FAULTY: Language = Language { name: "faulty", command: faulty, kinds: &[] };
 
-/// The program that `BATON_DAEMON` names, if it does, with the dialects that `BATON_DIALECTS` does.
+/// The program that `BATON_DAEMON` names, if it does, and behind the real gateway in the dialects that `BATON_DIALECTS`
+/// names.
 pub fn stranger() -> Option<Language> {
     std::env::var_os("BATON_DAEMON")?;
     let asked = std::env::var("BATON_DIALECTS").unwrap_or_default();
@@ -59,6 +61,19 @@ fn rust() -> Command {
 
 fn python() -> Command {
     interpreted("python3", &examples().join("daemon-python/daemon.py"))
+}
+
+fn go() -> Command {
+    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_folder, program) = BUILT.get_or_init(|| {
+        let folder = support::folder();
+        let program = folder.path().join("daemon");
+        let mut go = Command::new("go");
+        go.args(["build", "-o"]).arg(&program).arg(".").current_dir(examples().join("daemon-go"));
+        run(&mut go);
+        (folder, program)
+    });
+    Command::new(program)
 }
 
 fn php() -> Command {

@@ -71,6 +71,9 @@ const DIALECTS: &[Check] = checks! {
         closes_what_should_not_have_come, a_silent_peer_delays_nobody, outlives_clients_that_leave;
 };
 
+/// Of the native dialect, where it is spoken with the real gateway.
+const BEHIND: &[Check] = checks! { dialects: keeps_the_connection_behind_the_real_gateway; };
+
 /// One that is about no daemon of a language.
 fn single(name: &str, run: fn()) -> Trial {
     Trial::test(name, move || {
@@ -94,7 +97,14 @@ fn trials() -> Vec<Trial> {
                 Ok(())
             })
         });
-        native.chain(others).collect::<Vec<_>>()
+        let is_native = language.kinds.contains(&"baton");
+        let behind = if is_native { BEHIND } else { &[] }.iter().map(move |(name, run)| {
+            Trial::test(format!("{}::dialects::{name}", language.name), move || {
+                run(language);
+                Ok(())
+            })
+        });
+        native.chain(others).chain(behind).collect::<Vec<_>>()
     };
     if let Some(stranger) = language::stranger() {
         return of(stranger, NATIVE);

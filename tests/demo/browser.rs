@@ -1,6 +1,6 @@
 //! A real browser, driven over WebDriver (w3.org/TR/webdriver2) with nothing but a socket.
 
-#![allow(unreachable_pub, reason = "as in the harness")]
+#![allow(dead_code, unreachable_pub, reason = "as in the harness")]
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -70,6 +70,28 @@ impl Browser {
     pub fn click(&self, css: &str) {
         let element = self.find(css);
         self.call("POST", &format!("/element/{element}/click"), Some(&json!({})));
+    }
+
+    /// Types into an element; `\u{e007}` is the key Enter, `\u{e00c}` Escape.
+    pub fn type_into(&self, css: &str, text: &str) {
+        let element = self.find(css);
+        self.call("POST", &format!("/element/{element}/value"), Some(&json!({"text": text})));
+    }
+
+    /// Makes the page so large, in pixels, and dark for those who want that.
+    pub fn look(&self, width: u32, height: u32, scheme: &str) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        for (command, parameters) in
+            [("Emulation.setDeviceMetricsOverride", size), ("Emulation.setEmulatedMedia", features)]
+        {
+            self.call("POST", "/goog/cdp/execute", Some(&json!({"cmd": command, "params": parameters})));
+        }
+    }
+
+    /// Forgets every cookie of the page's site.
+    pub fn forget_cookies(&self) {
+        self.call("DELETE", "/cookie", None);
     }
 
     /// The text of an element as a person sees it.

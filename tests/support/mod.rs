@@ -10,6 +10,7 @@ pub mod fastcgi;
 pub mod handing_over;
 mod kernel;
 pub mod load;
+pub mod native;
 pub mod peers;
 #[cfg(feature = "gateway")]
 pub mod shipped;

@@ -214,7 +214,8 @@ impl Memfds {
         usize::from(self.body) + usize::from(self.data) + usize::from(self.preread)
     }
 
-    fn flags(self) -> u8 {
+    /// The flags of its frame.
+    pub fn flags(self) -> u8 {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         flag(self.body, Self::BODY) | flag(self.data, Self::DATA) | flag(self.preread, Self::PREREAD)
     }

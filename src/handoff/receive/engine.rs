@@ -162,6 +162,14 @@ impl Engine {
             for gateway in self.gateways.values() {
                 let _ = gateway.channel.say(&Frame::Draining, Urgency::Now);
             }
+            // What has been sent until now is answered at once; a gateway that never stops is heard like any other.
+            for token in self.gateways.keys().copied().collect::<Vec<_>>() {
+                for _ in 0..=shared.options.in_flight_max {
+                    if !self.hear(shared, token) {
+                        break;
+                    }
+                }
+            }
         }
         self.refuse_ready();
         shared.set_waiting(true);

@@ -44,10 +44,14 @@ impl targets::Host for Imports {
         Ok(services.and_then(|services| services.targets.pick(&group, strategy.into(), key.as_deref())))
     }
 
-    /// No daemon can be asked: that takes the native dialect, which this version does not speak.
-    fn revoke(&mut self, _id: String, _reason: String) -> wasmtime::Result<bool> {
+    /// Of the targets that the policy may name, those whose daemons speak the native dialect are asked.
+    fn revoke(&mut self, id: String, reason: String) -> wasmtime::Result<bool> {
         self.spoke = true;
-        Ok(false)
+        if !self.identity.is_in_force() {
+            return Ok(false);
+        }
+        let may_name = |name: &str| self.identity.may_name(name);
+        Ok(self.identity.services().is_some_and(|services| services.targets.revoke(&id, &reason, &may_name)))
     }
 }
 

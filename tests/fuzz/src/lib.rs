@@ -17,3 +17,4 @@ pub mod respond;
 
 pub mod config;
 pub mod fastcgi;
+pub mod native;

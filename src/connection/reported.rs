@@ -1,0 +1,75 @@
+//! A client that a daemon has and will say how it ended: what is left of the request here until then, and what is done
+//! when it is known. Nothing of the connection: its task has ended, and its memory with it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use super::account::{Account, PackedAccount};
+use super::{Worker, requests};
+use crate::access_log::Record;
+use crate::admission::Place;
+use crate::arrival::Turn;
+use crate::client::Client;
+use crate::decision::Outcome;
+use crate::drain::{Guard, WeakGuard};
+use crate::handoff::channel::OnEnd;
+use crate::handoff::native::frame::{self, Report};
+use crate::handoff::native::ledger::End;
+use crate::listener;
+use crate::request::Origin;
+
+/// What is kept of a request whose client a daemon has.
+#[derive(Debug)]
+pub(super) struct Reported {
+    account: Option<PackedAccount>,
+    worker: Arc<Worker>,
+    guard: WeakGuard,
+}
+
+impl Reported {
+    pub(super) fn new(account: Account, worker: &Arc<Worker>, guard: &Guard) -> Self {
+        Self { account: Some(account.pack()), worker: Arc::clone(worker), guard: guard.downgrade() }
+    }
+}
+
+impl OnEnd for Reported {
+    fn ended(mut self: Box<Self>, end: End<OwnedFd>) {
+        let Some(packed) = self.account.take() else { return };
+        let listener = packed.line().listener();
+        let mut account = packed.unpack();
+        account.set(|record| fill(record, &end.report, end.back.is_some()));
+        drop(account);
+        let Some((socket, unread)) = end.back else { return };
+        // The gateway has finished in between: nobody serves the client any more.
+        let Some(guard) = self.guard.upgrade() else { return };
+        let Ok(origin) = listener::origin_of(socket.as_fd(), listener.unwrap_or_else(|| "".into())) else { return };
+        let client = Client::with_preread(socket, unread);
+        let place = self.worker.admission.place_beyond();
+        let worker = Arc::clone(&self.worker);
+        guard.spawn(|guard| go_on(worker, client, origin, place, guard));
+    }
+
+    fn is_about(&self, request: &str) -> bool {
+        self.account.as_ref().is_some_and(|account| account.line().is_about(request))
+    }
+}
+
+async fn go_on(worker: Arc<Worker>, client: Client, origin: Origin, place: Place, guard: Guard) {
+    requests(&worker, client, &Arc::new(origin), Turn::Later, guard, place).await;
+}
+
+/// Puts a daemon's report into the line.
+pub(super) fn fill(record: &mut Record, report: &Report, comes_back: bool) {
+    let said = report.message.as_deref().unwrap_or_default();
+    let error = |word: &str| Some(if said.is_empty() { word.to_owned() } else { format!("{word}: {said}") });
+    let outcome = if comes_back { Outcome::Returned } else { Outcome::HandedOff };
+    (record.outcome, record.error) = match report.result {
+        frame::Outcome::Ok => (outcome, None),
+        frame::Outcome::ClientGone => (Outcome::ClientGone, error("the client left the daemon")),
+        frame::Outcome::Error => (outcome, error("the daemon failed")),
+        frame::Outcome::Revoked => (outcome, error("revoked")),
+        frame::Outcome::Timeout => (outcome, error("the daemon gave up")),
+    };
+    record.status = report.status.or(record.status);
+    record.bytes_out += report.bytes_out;
+}

@@ -1,0 +1,439 @@
+//! A gateway's end of the native protocol: one channel for each worker and daemon, opened when somebody is to be handed
+//! over, and kept.
+//!
+//! | who | does |
+//! |---|---|
+//! | [`Channel`] | knows whether there is a link, opens one, and has the queue of those who wait for the daemon's credit |
+//! | [`Link`] | the connection: packets out and in, and the [`Ledger`] of who owns whom |
+//! | [`Permit`] | one credit of a link, given back when it is dropped |
+//! | [`Lease`] | a client that was lent: what became of it is waited for here |
+//! | [`Taken`] | a client that a daemon has: its end is asked for, or somebody is left behind to account for it |
+//!
+//! A channel is opened by whoever needs it first, so that a daemon that a service manager starts by its socket is started
+//! then, and not before. One that breaks soon after it was opened is opened again after a pause that doubles; where nobody
+//! listens, each handoff asks anew, because asking costs nothing.
+//!
+//! System calls of a handoff: `getsockopt` twice (the client's cookie, and what was written to it), `sendmsg`, `close`; and
+//! a `recvmsg` for each packet of the daemon, which may hold words about many clients.
+
+mod link;
+mod open;
+mod packed;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::link::Word;
+pub(super) use self::link::{Link, is_late_taken};
+use super::beat::{Beat, Pause};
+use super::error::{Refusal, SendError, Stage};
+use super::native::frame::Load;
+use super::native::ledger::{End, Late};
+use super::send::{Daemon, Deadlines};
+
+/// The first pause after a link that broke.
+const BACK_OFF: Duration = Duration::from_millis(10);
+/// The longest.
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+/// A link that lasted so long was no failure.
+const LASTING: Duration = Duration::from_secs(1);
+
+/// Begins the task that reads a link. It ends when the link does.
+pub type Begin<'a> = &'a (dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync);
+
+/// Accounts for a client that a daemon has taken, when its end is known. Dropped where no word of it will come.
+pub trait OnEnd: Send + Sync + fmt::Debug {
+    /// The client was answered, and is closed or comes back.
+    fn ended(self: Box<Self>, end: End<OwnedFd>);
+
+    /// The request's name, by which it can be revoked.
+    fn is_about(&self, request: &str) -> bool;
+}
+
+/// One worker's channel to one daemon.
+#[derive(Debug, Default)]
+pub struct Channel {
+    state: Mutex<State>,
+    returned: AtomicU64,
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: Option<Arc<Link>>,
+    waiting: VecDeque<Arc<Waiting>>,
+    broken: Option<Broken>,
+}
+
+/// A link that did not last.
+#[derive(Clone, Copy, Debug)]
+struct Broken {
+    until: Instant,
+    pause: Duration,
+}
+
+/// How a channel stands, for whoever chooses among several.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Status {
+    /// Clients that the daemon has, lent or taken.
+    pub in_flight: u64,
+    /// What it says of itself.
+    pub load: Option<Load>,
+    /// It takes nobody any more.
+    pub is_draining: bool,
+    /// It does not answer.
+    pub is_silent: bool,
+}
+
+/// Whether somebody can be lent.
+#[derive(Debug)]
+pub enum Entry {
+    /// At once.
+    Free(Permit),
+    /// The daemon has as many as it can bear.
+    Full,
+}
+
+/// One client that the daemon can bear. Whoever waits gets it when it is dropped unused.
+#[derive(Debug)]
+pub struct Permit(Option<Arc<Link>>);
+
+/// Waits for a credit of any of several channels.
+#[derive(Debug)]
+struct Waiting(Mutex<Option<oneshot::Sender<Permit>>>);
+
+/// What travels with a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// A JSON object.
+    pub metadata: &'a [u8],
+    /// The policy's or the application's.
+    pub data: &'a [u8],
+    /// Read from the client before, in this order.
+    pub preread: [&'a [u8]; 2],
+    /// Whether the client was sent its response's head. Then it cannot come back.
+    pub has_head: bool,
+}
+
+/// A client that was lent. Dropping it takes the client back and closes it, if no daemon has it by then; with a reset
+/// where its response had begun.
+#[derive(Debug)]
+pub struct Lease {
+    link: Arc<Link>,
+    id: u64,
+    word: oneshot::Receiver<Word>,
+    is_settled: bool,
+}
+
+/// A client that a daemon has.
+#[derive(Debug)]
+pub struct Taken {
+    link: Arc<Link>,
+    id: u64,
+    is_accounted: bool,
+}
+
+impl Channel {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        self.state().link.clone()
+    }
+
+    /// How it stands; `None` while there is no link.
+    pub fn status(&self) -> Option<Status> {
+        self.link().map(|link| link.status())
+    }
+
+    /// Clients that came back over it.
+    pub fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    /// A credit, of a link that is opened where there is none.
+    ///
+    /// # Errors
+    /// How far it came and why: nobody listens, or it does not speak the protocol, or takes nobody any more.
+    pub async fn enter(
+        self: &Arc<Self>,
+        to: &Daemon,
+        deadlines: &Deadlines,
+        begin: Begin<'_>,
+    ) -> Result<Entry, (Stage, Refusal)> {
+        let link = match self.link() {
+            Some(link) => link,
+            None => self.open(to, deadlines, begin).await?,
+        };
+        if link.is_draining() {
+            return Err((Stage::Connect, Refusal::Draining));
+        }
+        Ok(link.permit().map_or(Entry::Full, Entry::Free))
+    }
+
+    async fn open(
+        self: &Arc<Self>,
+        to: &Daemon,
+        deadlines: &Deadlines,
+        begin: Begin<'_>,
+    ) -> Result<Arc<Link>, (Stage, Refusal)> {
+        // One at a time; the others find what it has opened.
+        let one = self.opening.lock().await;
+        if let Some(link) = self.link() {
+            return Ok(link);
+        }
+        if self.state().broken.is_some_and(|broken| Instant::now() < broken.until) {
+            return Err((Stage::Connect, Refusal::Broken));
+        }
+        let opened = open::open(self, to, deadlines).await;
+        match opened {
+            Ok(link) => {
+                self.state().link = Some(Arc::clone(&link));
+                begin(Box::pin(link::run(Arc::clone(&link))));
+                drop(one);
+                link.share_out();
+                Ok(link)
+            }
+            Err(failure) => {
+                if failure.has_connected {
+                    self.broke(Duration::ZERO);
+                }
+                Err((failure.stage, failure.source))
+            }
+        }
+    }
+
+    /// A link that was open for so long is gone.
+    fn broke(&self, lasted: Duration) {
+        let mut state = self.state();
+        state.broken = (lasted < LASTING).then(|| {
+            let pause = state.broken.map_or(BACK_OFF, |broken| (broken.pause * 2).min(BACK_OFF_MAX));
+            Broken { until: Instant::now() + pause, pause }
+        });
+    }
+
+    /// Ends it now. Whoever is accounted for is so with what is known.
+    pub fn leave(&self) {
+        let link = self.state().link.take();
+        if let Some(link) = link {
+            link.leave();
+        }
+    }
+
+    /// Asks the daemon to end what it does for a request; whether there is such a client.
+    pub fn revoke(&self, request: &str, reason: &str) -> bool {
+        self.link().is_some_and(|link| link.revoke(request, reason))
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if let Some(link) = self.state().link.take() {
+            link.close_when_empty();
+        }
+    }
+}
+
+/// Waits for a credit of one of the channels, first come, first served.
+///
+/// # Cancel safety
+/// Dropping it gives the place in the queue up.
+pub async fn wait_for_credit(channels: impl Iterator<Item = Arc<Channel>>) -> Option<Permit> {
+    let (sender, receiver) = oneshot::channel();
+    let waiting = Arc::new(Waiting(Mutex::new(Some(sender))));
+    for channel in channels {
+        let link = {
+            let mut state = channel.state();
+            // Those in front who have gone or been served elsewhere.
+            state.waiting.retain(|waiting| waiting.is_waiting());
+            state.waiting.push_back(Arc::clone(&waiting));
+            state.link.clone()
+        };
+        // A credit may have come free since it was asked for.
+        if let Some(link) = link {
+            link.share_out();
+        }
+    }
+    drop(waiting);
+    receiver.await.ok()
+}
+
+impl Waiting {
+    fn place(&self) -> MutexGuard<'_, Option<oneshot::Sender<Permit>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.place().as_ref().is_some_and(|sender| !sender.is_closed())
+    }
+
+    /// Gives it a credit, or gives that back.
+    fn give(&self, permit: Permit) -> Result<(), Permit> {
+        match self.place().take() {
+            Some(sender) => sender.send(permit),
+            None => Err(permit),
+        }
+    }
+}
+
+impl Permit {
+    /// Whether it is one of that channel's.
+    pub fn is_of(&self, channel: &Arc<Channel>) -> bool {
+        self.0.as_ref().is_some_and(|link| link.is_of(channel))
+    }
+
+    /// Lends `client` to the daemon.
+    ///
+    /// # Errors
+    /// As [`Lease::settle`]: it was not sent.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the client.
+    pub async fn lend(
+        mut self,
+        client: OwnedFd,
+        parts: &Parts<'_>,
+        is_blocking: bool,
+        deadlines: &Deadlines,
+    ) -> Result<Lease, SendError> {
+        let link = self.0.take().expect("a permit is used once");
+        let credit = Self(Some(Arc::clone(&link)));
+        link::lend(link, credit, client, parts, is_blocking, deadlines.send).await
+    }
+
+    /// It has become an entry of the ledger.
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(link) = self.0.take() {
+            link.spend_permit();
+            link.share_out();
+        }
+    }
+}
+
+impl Lease {
+    /// Waits until the daemon says that it takes the client or refuses it, for so long.
+    ///
+    /// # Errors
+    /// [`SendError::Refused`] gives the client back: the daemon has refused it, or has died without a word of it.
+    /// [`SendError::Unread`]: no word in time, or the channel broke while the daemon lives.
+    pub async fn settle(mut self, patience: Duration, beat: &Beat) -> Result<Taken, SendError> {
+        let deadline = Instant::now() + patience;
+        if beat.pause().await {
+            self.link.look();
+            match self.word.try_recv() {
+                Ok(word) => {
+                    beat.learn(Pause::LongEnough);
+                    return self.judge(word);
+                }
+                Err(_) => beat.learn(Pause::TooShort),
+            }
+        }
+        match tokio::time::timeout_at(deadline, &mut self.word).await {
+            Ok(Ok(word)) => self.judge(word),
+            // The link has gone without a word; it never does.
+            Ok(Err(_)) => self.give_up(),
+            Err(_) => {
+                // It may be here.
+                self.link.look();
+                match self.word.try_recv() {
+                    Ok(word) => self.judge(word),
+                    Err(_) => self.give_up(),
+                }
+            }
+        }
+    }
+
+    fn judge(mut self, word: Word) -> Result<Taken, SendError> {
+        self.is_settled = true;
+        match word {
+            Word::Taken => Ok(Taken { link: Arc::clone(&self.link), id: self.id, is_accounted: false }),
+            Word::Refused(loan, refusal) => Err(loan.refused(Stage::Acknowledge, Refusal::Daemon(Box::new(refusal)))),
+            Word::Gone(loan) => Err(loan.refused(Stage::Acknowledge, Refusal::NeverRead)),
+            Word::Broken(loan) => Err(loan.unread(Late::default(), Weak::new())),
+        }
+    }
+
+    fn give_up(mut self) -> Result<Taken, SendError> {
+        self.is_settled = true;
+        match self.link.withdraw(self.id) {
+            Some((loan, late)) => Err(loan.unread(late, Arc::downgrade(&self.link))),
+            // Somebody else has looked in between.
+            None => match self.word.try_recv() {
+                Ok(word) => self.judge(word),
+                Err(_) => Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() }),
+            },
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        self.link.look();
+        if let Some((loan, _)) = self.link.withdraw(self.id) {
+            loan.cut();
+        }
+    }
+}
+
+impl Taken {
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<End<OwnedFd>> {
+        let end = self.link.end_of(self.id);
+        self.is_accounted |= end.is_some();
+        end
+    }
+
+    /// Leaves somebody behind to account for the client.
+    ///
+    /// # Errors
+    /// No word of it will come: the channel has ended.
+    pub fn keep(mut self, account: Box<dyn OnEnd>) -> Result<(), Box<dyn OnEnd>> {
+        self.is_accounted = true;
+        match self.link.end_of(self.id) {
+            Some(end) => {
+                account.ended(end);
+                Ok(())
+            }
+            None => self.link.keep(self.id, account),
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.is_accounted {
+            // Whoever comes back to nobody is closed.
+            drop(self.link.end_of(self.id).map_or_else(|| self.link.keep(self.id, Box::new(Nobody)), |_| Ok(())));
+        }
+    }
+}
+
+/// Nobody wants to know how it ended.
+#[derive(Debug)]
+struct Nobody;
+
+impl OnEnd for Nobody {
+    fn ended(self: Box<Self>, _: End<OwnedFd>) {}
+
+    fn is_about(&self, _: &str) -> bool {
+        false
+    }
+}
