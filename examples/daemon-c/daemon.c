@@ -1,5 +1,5 @@
 /* A daemon that takes handed-over clients and answers each by its request's path: what the tests ask of a daemon in any
- * language, and an example of handoff.h. daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N] */
+ * language, and an example of handoff.h. daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N] */
 #define _GNU_SOURCE
 #define HANDOFF_IMPLEMENTATION
 #include "handoff.h"
@@ -159,7 +159,7 @@ static void on_signal(int number) {
 static void report(const char *what) { fprintf(stderr, "dropped a peer: %s\n", what); }
 
 int main(int argc, char **argv) {
-    struct handoff_options options = {.dialect = HANDOFF_SEQPACKET, .name = "daemon-c", .report = report};
+    struct handoff_options options = {.name = "daemon-c", .report = report};
     const char *socket = NULL;
     int is_understood = 1;
     for (int i = 1; i < argc; i++) {
@@ -171,7 +171,7 @@ int main(int argc, char **argv) {
         else is_understood = 0;
     }
     if (!socket || !is_understood)
-        return fputs("usage: daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]\n", stderr), 2;
+        return fputs("usage: daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]\n", stderr), 2;
     acceptor = handoff_listen(socket, &options);
     if (!acceptor) return fprintf(stderr, "%s\n", handoff_problem()), 1;
     struct sigaction stop = {.sa_handler = on_signal};

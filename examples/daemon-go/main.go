@@ -1,7 +1,7 @@
 // A daemon that takes handed-over clients and answers each by its request's path: what the tests ask of a daemon in any
 // language, and an example of package handoff.
 //
-//	daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]
+//	daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]
 package main
 
 import (
@@ -32,11 +32,11 @@ var (
 )
 
 func main() {
-	options := handoff.Options{Dialect: handoff.Seqpacket, Name: "daemon-go"}
+	options := handoff.Options{Dialect: handoff.Baton, Name: "daemon-go"}
 	options.Report = func(err error) { log.Print("dropped a peer: ", err) }
 	socket, isUnderstood := arguments(&options)
 	if !isUnderstood {
-		fmt.Fprintln(os.Stderr, "usage: daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]")
+		fmt.Fprintln(os.Stderr, "usage: daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]")
 		os.Exit(2)
 	}
 	listener, err := handoff.Listen(socket, options)

@@ -1715,16 +1715,19 @@ func (h *Handoff) Write(bytes []byte) (int, error) {
 }
 
 func (h *Handoff) write(bytes []byte) (int, error) {
-	written := 0
-	for written < len(bytes) && h.writeErr == nil {
-		if h.writeErr = h.patience(h.out.SetWriteDeadline, h.listener.options.WriteTimeout); h.writeErr != nil {
+	written, timeout := 0, h.listener.options.WriteTimeout
+	for last := time.Now(); written < len(bytes) && h.writeErr == nil; {
+		// A slice of the time at once, so that it is known when the client took its last byte.
+		if h.writeErr = h.patience(h.out.SetWriteDeadline, timeout/32); h.writeErr != nil {
 			break
 		}
-		// In pieces, each with its own time: it is for a client that takes nothing, not for one that is slow.
-		n, err := h.out.Write(bytes[written:min(len(bytes), written+64<<10)])
+		n, err := h.out.Write(bytes[written:])
 		written += n
 		h.bytesOut.Add(int64(n))
-		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) || h.isRevoked() {
+		if n > 0 {
+			last = time.Now()
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || h.isRevoked() || time.Since(last) >= timeout {
 			h.writeErr = h.told(err)
 		}
 	}
