@@ -215,6 +215,7 @@ fn each_outside_crate_has_a_home() {
                 "config/",
                 "connection/response.rs",
                 "handoff/native/",
+                "handoff/receive/",
                 "policy/",
                 "respond.rs",
             ],
