@@ -31,7 +31,7 @@ const UNSENT_MAX: usize = 64;
 /// After so long without a word the daemon is asked for one.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a process may take from the end of its channel to its own.
-const EXIT_PATIENCE: Duration = Duration::from_millis(200);
+pub(super) const EXIT_PATIENCE: Duration = Duration::from_millis(200);
 
 type Book = Ledger<Loan, Box<dyn OnEnd>, OwnedFd>;
 
@@ -406,11 +406,12 @@ fn returned(client: OwnedFd) -> Result<(OwnedFd, Cookie), Why> {
 }
 
 impl Loan {
-    /// Tells whoever waits; where nobody does, the client is closed.
+    /// Tells whoever waits; where nobody does any more, the client is closed.
     fn tell(mut self, word: impl FnOnce(Self) -> Word) {
-        if let Some(tell) = self.tell.take() {
-            // Nobody who waits loses interest without withdrawing.
-            drop(tell.send(word(self)));
+        if let Some(tell) = self.tell.take()
+            && let Err(Word::Refused(loan, _) | Word::Gone(loan) | Word::Broken(loan)) = tell.send(word(self))
+        {
+            loan.cut();
         }
     }
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::link::Word;
+use self::link::{EXIT_PATIENCE, Word};
 pub(super) use self::link::{Link, is_late_taken};
 use super::beat::{Beat, Pause};
 use super::error::{Refusal, SendError, Stage};
@@ -346,13 +346,13 @@ impl Lease {
         match tokio::time::timeout_at(deadline, &mut self.word).await {
             Ok(Ok(word)) => self.judge(word),
             // The link has gone without a word; it never does.
-            Ok(Err(_)) => self.give_up(),
+            Ok(Err(_)) => self.give_up().await,
             Err(_) => {
                 // It may be here.
                 self.link.look();
                 match self.word.try_recv() {
                     Ok(word) => self.judge(word),
-                    Err(_) => self.give_up(),
+                    Err(_) => self.give_up().await,
                 }
             }
         }
@@ -368,15 +368,18 @@ impl Lease {
         }
     }
 
-    fn give_up(mut self) -> Result<Taken, SendError> {
-        self.is_settled = true;
-        match self.link.withdraw(self.id) {
-            Some((loan, late)) => Err(loan.unread(late, Arc::downgrade(&self.link))),
-            // Somebody else has looked in between.
-            None => match self.word.try_recv() {
-                Ok(word) => self.judge(word),
-                Err(_) => Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() }),
-            },
+    async fn give_up(mut self) -> Result<Taken, SendError> {
+        if let Some((loan, late)) = self.link.withdraw(self.id) {
+            self.is_settled = true;
+            return Err(loan.unread(late, Arc::downgrade(&self.link)));
+        }
+        // The link has ended: whoever reads it is about to say whether the daemon has, too.
+        match tokio::time::timeout(2 * EXIT_PATIENCE, &mut self.word).await {
+            Ok(Ok(word)) => self.judge(word),
+            Ok(Err(_)) | Err(_) => {
+                self.is_settled = true;
+                Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() })
+            }
         }
     }
 }
