@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant as Clock};
@@ -33,6 +34,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a process may take from the end of its channel to its own.
 pub(super) const EXIT_PATIENCE: Duration = Duration::from_millis(200);
 
+/// A file, by its device and its number there.
+type Place = (u64, u64);
+
 type Book = Ledger<Loan, Box<dyn OnEnd>, OwnedFd>;
 
 /// A connection that speaks the protocol.
@@ -43,6 +47,8 @@ pub(in super::super) struct Link {
     peer: Option<(i32, OwnedFd)>,
     channel: Weak<Channel>,
     path: PathBuf,
+    /// The socket's file, as far as there is one.
+    place: Option<Place>,
     opened: Clock,
     books: Mutex<Books>,
     /// Somebody has put something into `unsent`, or the link is to be closed, or is over.
@@ -131,9 +137,10 @@ impl Link {
         peer: Option<(i32, OwnedFd)>,
         channel: Weak<Channel>,
         path: PathBuf,
+        place: Option<Place>,
         opened: Clock,
     ) -> Self {
-        Self { socket, peer, channel, path, opened, books: Mutex::default(), wake: Notify::new() }
+        Self { socket, peer, channel, path, place, opened, books: Mutex::default(), wake: Notify::new() }
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -155,6 +162,11 @@ impl Link {
 
     pub(super) fn is_draining(&self) -> bool {
         self.books().ledger.is_draining()
+    }
+
+    /// Whether another socket stands where this one's did.
+    pub(super) fn has_successor(&self) -> bool {
+        place(&self.path).is_some_and(|now| Some(now) != self.place)
     }
 
     pub(super) fn status(&self) -> Status {
@@ -398,6 +410,11 @@ impl Books {
     }
 }
 
+/// What stands at a path.
+pub(super) fn place(path: &Path) -> Option<Place> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
 /// A client that came back, as it was before it went, and the kernel's name for it.
 fn returned(client: OwnedFd) -> Result<(OwnedFd, Cookie), Why> {
     let cookie = ancillary::cookie(client.as_fd()).map_err(|error| Why::Io(error.into()))?;
@@ -576,6 +593,7 @@ pub(super) async fn run(link: Arc<Link>) {
         if state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, &link)) {
             state.link = None;
         }
+        state.leaving.retain(|own| !Arc::ptr_eq(own, &link));
         drop(state);
         if why.is_some() {
             channel.broke(link.opened.elapsed());

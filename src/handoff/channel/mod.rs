@@ -11,7 +11,8 @@
 //!
 //! A channel is opened by whoever needs it first, so that a daemon that a service manager starts by its socket is started
 //! then, and not before. One that breaks soon after it was opened is opened again after a pause that doubles; where nobody
-//! listens, each handoff asks anew, because asking costs nothing.
+//! listens, each handoff asks anew, because asking costs nothing. A daemon that drains may do so for hours: as soon as another
+//! socket stands in its place, there is a second link, and the first goes on until its last client has ended.
 //!
 //! System calls of a handoff: `getsockopt` twice (the client's cookie, and what was written to it), `sendmsg`, `close`; and
 //! a `recvmsg` for each packet of the daemon, which may hold words about many clients.
@@ -69,6 +70,8 @@ pub struct Channel {
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Link>>,
+    /// Those of daemons that drain, and whose successors listen already. They end when nobody is in flight.
+    leaving: Vec<Arc<Link>>,
     waiting: VecDeque<Arc<Waiting>>,
     broken: Option<Broken>,
 }
@@ -146,8 +149,14 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The link; one of a daemon that drains makes room as soon as another one listens in its place.
     fn link(&self) -> Option<Arc<Link>> {
-        self.state().link.clone()
+        let mut state = self.state();
+        if let Some(link) = state.link.take_if(|link| link.is_draining() && link.has_successor()) {
+            link.close_when_empty();
+            state.leaving.push(link);
+        }
+        state.link.clone()
     }
 
     /// How it stands; `None` while there is no link.
@@ -223,15 +232,17 @@ impl Channel {
 
     /// Ends it now. Whoever is accounted for is so with what is known.
     pub fn leave(&self) {
-        let link = self.state().link.take();
-        if let Some(link) = link {
-            link.leave();
-        }
+        let (link, leaving) = {
+            let mut state = self.state();
+            (state.link.take(), std::mem::take(&mut state.leaving))
+        };
+        link.iter().chain(&leaving).for_each(|link| link.leave());
     }
 
     /// Asks the daemon to end what it does for a request; whether there is such a client.
     pub fn revoke(&self, request: &str, reason: &str) -> bool {
-        self.link().is_some_and(|link| link.revoke(request, reason))
+        let leaving = self.state().leaving.clone();
+        self.link().iter().chain(&leaving).any(|link| link.revoke(request, reason))
     }
 }
 

@@ -16,7 +16,7 @@ use super::super::native::frame::{Frame, Hello};
 use super::super::native::header;
 use super::super::send::{self, Daemon, Deadlines};
 use super::Channel;
-use super::link::{Link, Look};
+use super::link::{self, Link, Look};
 
 /// Why there is no link.
 pub(super) struct Failure {
@@ -28,6 +28,9 @@ pub(super) struct Failure {
 
 /// Opens a link: it has heard HELLO.
 pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadlines) -> Result<Arc<Link>, Failure> {
+    let path = to.address().path();
+    // Before: one that is replaced in between is then taken for its own successor, once, and never for itself.
+    let place = link::place(path);
     let connected = send::connect(to, deadlines.connect).await;
     let connected = connected.map_err(|(stage, source)| Failure { stage, source, has_connected: false })?;
     let failed = |source: Refusal| Failure { stage: Stage::Connect, source, has_connected: true };
@@ -44,7 +47,8 @@ pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadli
     ancillary::send(socket.as_fd(), &[IoSlice::new(&hello.encode())], &[]).map_err(|error| failed(error.into()))?;
     let watched = ancillary::watch(socket, Interest::READABLE | Interest::WRITABLE);
     let socket = watched.map_err(|(_, error)| failed(error.into()))?;
-    let link = Arc::new(Link::new(socket, peer, Arc::downgrade(channel), to.address().path().to_owned(), Clock::now()));
+    let channel = Arc::downgrade(channel);
+    let link = Arc::new(Link::new(socket, peer, channel, path.to_owned(), place, Clock::now()));
     let deadline = Instant::now() + deadlines.acknowledge;
     loop {
         match timeout_at(deadline, link.readable()).await {
