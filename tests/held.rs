@@ -24,6 +24,11 @@ const SPARE: usize = 500;
 const GATEWAY_BYTES_MAX: f64 = 1024.0;
 const DAEMON_BYTES_MAX: f64 = 3584.0;
 
+/// As a browser sends it.
+const REQUEST: &str = "GET /events?topic=news HTTP/1.1\r\nHost: www.example.org\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36\r\n\
+    Accept: text/event-stream\r\nReferer: https://www.example.org/page\r\n\r\n";
+
 /// Memory of a process that no file is behind (proc_pid_status(5)).
 fn memory_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -47,7 +52,7 @@ fn open(gateway: &Gateway, streams: &Mutex<Vec<Client>>, count: usize, greeting:
     let more = count - streams.lock().expect("no panic").len();
     load::clients(more, AT_ONCE, |_| {
         let mut client = gateway.client();
-        client.send("GET /events HTTP/1.1\r\nHost: example.org\r\nUser-Agent: a client of some kind/1.0\r\n\r\n");
+        client.send(REQUEST);
         client.until(greeting);
         streams.lock().expect("no panic").push(client);
         Got::Left
