@@ -1,6 +1,5 @@
 //! A line that waits for a word of a daemon, in as little memory as it can: thousands of streams wait at a time.
 
-use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -85,7 +84,9 @@ impl Packed {
         let numbers =
             [record.generation, Some(record.bytes_in), Some(record.bytes_out), record.decide_us, record.handoff_us];
         for number in numbers {
-            put(&mut out, number.map(u64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice));
+            // Most are small: what is in front is left out.
+            let digits = number.map(|number| (number.to_le_bytes(), (71 - number.leading_zeros() as usize) / 8));
+            put(&mut out, digits.as_ref().map(|(bytes, count)| &bytes[..*count]));
         }
         Self {
             sinks,
@@ -140,25 +141,40 @@ impl Packed {
     }
 }
 
-/// Nothing is written as the longest length.
-const NOTHING: u32 = u32::MAX;
+/// Nothing is written as a length of one byte, and so are most lengths; longer ones in four bytes behind one.
+const NOTHING: u8 = 255;
+const LONG: u8 = 254;
 
 fn put(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
-    let length = bytes.map_or(Some(NOTHING), |bytes| u32::try_from(bytes.len()).ok().filter(|l| *l < NOTHING));
-    let (length, bytes) = length.map_or((NOTHING, &[][..]), |length| (length, bytes.unwrap_or_default()));
-    out.write_all(&length.to_le_bytes()).and_then(|()| out.write_all(bytes)).expect("memory takes what is written");
+    // Nobody's head is so long.
+    let Some((length, bytes)) = bytes.and_then(|bytes| Some((u32::try_from(bytes.len()).ok()?, bytes))) else {
+        return out.push(NOTHING);
+    };
+    match u8::try_from(length) {
+        Ok(short) if short < LONG => out.push(short),
+        _ => {
+            out.push(LONG);
+            out.extend_from_slice(&length.to_le_bytes());
+        }
+    }
+    out.extend_from_slice(bytes);
 }
 
 fn get(from: &mut &[u8]) -> Option<Vec<u8>> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length).expect("it was packed so");
-    let length = u32::from_le_bytes(length);
-    if length == NOTHING {
-        return None;
-    }
-    let (bytes, rest) = from.split_at(length as usize);
+    let length = match take::<1>(from) {
+        [NOTHING] => return None,
+        [LONG] => u32::from_le_bytes(take(from)) as usize,
+        [short] => short.into(),
+    };
+    let (bytes, rest) = from.split_at(length);
     *from = rest;
     Some(bytes.to_vec())
+}
+
+fn take<const COUNT: usize>(from: &mut &[u8]) -> [u8; COUNT] {
+    let (taken, rest) = from.split_first_chunk().expect("it was packed so");
+    *from = rest;
+    *taken
 }
 
 fn text(from: &mut &[u8]) -> Option<String> {
@@ -166,7 +182,7 @@ fn text(from: &mut &[u8]) -> Option<String> {
 }
 
 fn number(from: &mut &[u8]) -> Option<u64> {
-    get(from).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+    get(from).map(|bytes| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -192,6 +208,6 @@ mod tests {
 
     #[test]
     fn a_line_that_waits_is_small() {
-        assert!(std::mem::size_of::<Packed>() <= 216, "{}", std::mem::size_of::<Packed>());
+        assert!(std::mem::size_of::<Packed>() <= 184, "{}", std::mem::size_of::<Packed>());
     }
 }

@@ -211,6 +211,10 @@ impl Unread {
             Ok(Verdict::Unread | Verdict::Untaken) => Sealed::Answered,
             // A stream's reader that closed, or has stopped within the message; a datagram's that died.
             Ok(Verdict::Unknown { .. }) if self.evidence.written.is_some() => Sealed::Answered,
+            // A daemon that has just said that it takes the client: it has written nothing, and cannot any more.
+            Ok(Verdict::Taken) if self.evidence.written.is_some() && matches!(self.message, Message::Lease(..)) => {
+                Sealed::Answered
+            }
             Ok(Verdict::Taken | Verdict::Unknown { .. }) | Err(_) => Sealed::Conflict,
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use baton::handoff::native::frame::{Frame, Load, Reason};
 
-use crate::support::native::{Channel, hello};
+use crate::support::native::{Channel, Script, hello, report};
 use crate::support::{Client, Gateway, eventually};
 use crate::{admin, outcome, start};
 
@@ -176,6 +176,40 @@ fn a_daemon_that_drains_is_passed_over_and_finishes_what_it_has() {
     let lent = second.lent();
     second.serve(lent, "again", false);
     assert!(clients.iter_mut().all(|client| client.answer().body == "again"));
+}
+
+/// Whom a daemon has may stay for hours. Whoever listens in its place is not kept waiting for that.
+#[test]
+fn a_successor_is_handed_over_to_while_its_predecessor_drains() {
+    let (gateway, scripts) = start(1, "");
+    let mut one = get(&gateway, "/one");
+    let mut first = scripts[0].accept(10);
+    let lent = first.lent();
+    first.take(&lent);
+    first.send(&Frame::Draining);
+    eventually("it is known", || (figure(&gateway, &["target_up", "chat/0"])? == "0").then_some(()));
+    assert_eq!(get(&gateway, "/nobody").answer().status, 503);
+    let successor = Script::listen(&gateway.path("0.sock"));
+    let mut two = get(&gateway, "/two");
+    let mut second = successor.accept(10);
+    let other = second.lent();
+    assert_eq!(other.metadata("/request/target"), "/two");
+    second.serve(other, "two", true);
+    assert_eq!(two.answer().body, "two");
+    // The first has it still, and gives it back for its next request, which is the second's.
+    lent.write("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none");
+    first.give_back(&lent, report(200, 41), b"");
+    drop(lent);
+    assert_eq!(one.answer().body, "one");
+    one.get("/next");
+    let other = second.lent();
+    assert_eq!(other.metadata("/request/target"), "/next");
+    second.serve(other, "next", false);
+    assert_eq!(one.answer().body, "next");
+    // Nobody is in flight on it any more.
+    assert!(first.has_ended());
+    let log = eventually("all lines", || Some(gateway.log()).filter(|log| log.len() == 4));
+    assert!(log.iter().all(|line| line["target"] == "/nobody" || line["status"] == 200), "{log:?}");
 }
 
 #[test]

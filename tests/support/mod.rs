@@ -32,8 +32,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use kernel::are_all;
-pub use kernel::{holds, inode_of, is_asleep, unread_at_the_gateway, waiting_at};
+pub use kernel::{are_all, holds, inode_of, is_asleep, unread_at_the_gateway, waiting_at};
 
 /// How long a fact may take to become true.
 pub fn patience() -> Duration {

@@ -40,11 +40,12 @@ pub(super) enum Word {
 }
 
 impl Loan {
-    /// Tells whoever waits; where nobody does, the client is closed.
+    /// Tells whoever waits; where nobody does any more, the client is closed.
     pub(super) fn tell(mut self, word: impl FnOnce(Self) -> Word) {
-        if let Some(tell) = self.tell.take() {
-            // Nobody who waits loses interest without withdrawing.
-            drop(tell.send(word(self)));
+        if let Some(tell) = self.tell.take()
+            && let Err(Word::Refused(loan, _) | Word::Gone(loan) | Word::Broken(loan)) = tell.send(word(self))
+        {
+            loan.cut();
         }
     }
 

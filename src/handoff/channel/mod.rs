@@ -11,7 +11,8 @@
 //!
 //! A channel is opened by whoever needs it first, so that a daemon that a service manager starts by its socket is started
 //! then, and not before. One that breaks soon after it was opened is opened again after a pause that doubles; where nobody
-//! listens, each handoff asks anew, because asking costs nothing.
+//! listens, each handoff asks anew, because asking costs nothing. A daemon that drains may do so for hours: its
+//! link goes on until its last client has ended, beside another one to whoever listens in its place.
 //!
 //! System calls of a handoff: `getsockopt` twice (the client's cookie, and what was written to it), `sendmsg`, `close`; and
 //! a `recvmsg` for each packet of the daemon, which may hold words about many clients.
@@ -36,6 +37,7 @@ use tokio::time::Instant;
 pub(super) use self::link::Link;
 use self::loan::Word;
 pub(super) use self::loan::is_late_taken;
+use self::reader::EXIT_PATIENCE;
 use super::beat::{Beat, Pause};
 use super::error::{Refusal, SendError, Stage};
 use super::native::frame::Load;
@@ -184,6 +186,7 @@ impl Channel {
             return;
         }
         state.link = None;
+        link.close_when_empty();
         state.draining.retain(|link| link.strong_count() > 0);
         state.draining.push(Arc::downgrade(link));
         state.successor_due = Some(Instant::now() + SUCCESSOR_PAUSE);
@@ -382,13 +385,13 @@ impl Lease {
         match tokio::time::timeout_at(deadline, &mut self.word).await {
             Ok(Ok(word)) => self.judge(word),
             // The link has gone without a word; it never does.
-            Ok(Err(_)) => self.give_up(),
+            Ok(Err(_)) => self.give_up().await,
             Err(_) => {
                 // It may be here.
                 self.link.look();
                 match self.word.try_recv() {
                     Ok(word) => self.judge(word),
-                    Err(_) => self.give_up(),
+                    Err(_) => self.give_up().await,
                 }
             }
         }
@@ -404,15 +407,18 @@ impl Lease {
         }
     }
 
-    fn give_up(mut self) -> Result<Taken, SendError> {
-        self.is_settled = true;
-        match self.link.withdraw(self.id) {
-            Some((loan, late)) => Err(loan.unread(late, Arc::downgrade(&self.link))),
-            // Somebody else has looked in between.
-            None => match self.word.try_recv() {
-                Ok(word) => self.judge(word),
-                Err(_) => Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() }),
-            },
+    async fn give_up(mut self) -> Result<Taken, SendError> {
+        if let Some((loan, late)) = self.link.withdraw(self.id) {
+            self.is_settled = true;
+            return Err(loan.unread(late, Arc::downgrade(&self.link)));
+        }
+        // The link has ended: whoever reads it is about to say whether the daemon has, too.
+        match tokio::time::timeout(2 * EXIT_PATIENCE, &mut self.word).await {
+            Ok(Ok(word)) => self.judge(word),
+            Ok(Err(_)) | Err(_) => {
+                self.is_settled = true;
+                Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() })
+            }
         }
     }
 }

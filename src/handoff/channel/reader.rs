@@ -14,7 +14,7 @@ use super::loan::Word;
 /// After so long without a word the daemon is asked for one.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a process may take from the end of its channel to its own.
-const EXIT_PATIENCE: Duration = Duration::from_millis(200);
+pub(super) const EXIT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Reads a link until it ends, and says what became of whoever was lent then.
 pub(super) async fn run(link: Arc<Link>) {

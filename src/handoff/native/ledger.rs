@@ -12,6 +12,7 @@
 //! moment later than TAKEN, and the end may be here by then. A client that comes back is a `C`.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,17 +27,41 @@ pub struct Ledger<L, K, C> {
     load: Option<Load>,
     is_draining: bool,
     has_ended: bool,
-    entries: HashMap<u64, Entry<L, K, C>>,
+    entries: HashMap<u64, Entry<L, C>, Numbers>,
+    /// Of clients that were taken: thousands, for hours. So there is nothing else in it, and room for nothing else.
+    kept: HashMap<u64, (K, Option<Cookie>), Numbers>,
     last_id: u64,
     in_flight: u64,
 }
 
 #[derive(Debug)]
-enum Entry<L, K, C> {
+enum Entry<L, C> {
     Lent(L, Option<Cookie>),
-    Taken(Option<K>, Option<Cookie>),
+    /// Nothing is kept of it yet.
+    Taken(Option<Cookie>),
     Over(End<C>),
     Withdrawn(Late),
+}
+
+/// Numbers that are given in turn and by nobody else need no more mixing than to fill the high bits too.
+type Numbers = BuildHasherDefault<Mixed>;
+
+#[derive(Debug, Default)]
+struct Mixed(u64);
+
+impl Hasher for Mixed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 divided by the golden ratio: neighbours come to lie far apart (Knuth, TAOCP 3, 6.4).
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 /// What the kernel calls a socket (SO_COOKIE, socket(7)): the client that comes back must be the one that went.
@@ -130,7 +155,8 @@ impl<L, K, C> Default for Ledger<L, K, C> {
             load: None,
             is_draining: false,
             has_ended: false,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
+            kept: HashMap::default(),
             last_id: 0,
             in_flight: 0,
         }
@@ -168,7 +194,7 @@ impl<L, K, C> Ledger<L, K, C> {
 
     /// Whether nobody waits for a word of the daemon.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.kept.is_empty()
     }
 
     /// The number that the next client gets.
@@ -223,24 +249,18 @@ impl<L, K, C> Ledger<L, K, C> {
     /// # Errors
     /// No word of it will come any more: the channel has ended.
     pub fn keep(&mut self, id: u64, kept: K) -> Result<(), K> {
-        match self.entries.get_mut(&id) {
-            Some(Entry::Taken(place @ None, _)) if !self.has_ended => {
-                *place = Some(kept);
+        match self.entries.remove(&id) {
+            Some(Entry::Taken(cookie)) if !self.has_ended => {
+                self.kept.insert(id, (kept, cookie));
                 Ok(())
             }
-            _ => {
-                self.entries.remove(&id);
-                Err(kept)
-            }
+            _ => Err(kept),
         }
     }
 
     /// What is kept of those that were taken, by their numbers.
     pub fn kept(&self) -> impl Iterator<Item = (u64, &K)> {
-        self.entries.iter().filter_map(|(id, entry)| match entry {
-            Entry::Taken(Some(kept), _) => Some((*id, kept)),
-            _ => None,
-        })
+        self.kept.iter().map(|(id, (kept, _))| (*id, kept))
     }
 
     /// Reads the daemon's next frame; `back` is the socket that came with it and its cookie.
@@ -282,7 +302,7 @@ impl<L, K, C> Ledger<L, K, C> {
     }
 
     fn taken(&mut self, id: u64) -> Result<Event<L, K, C>, Broken<L>> {
-        let entry = self.entries.get_mut(&id).ok_or_else(|| self::unknown("TAKEN", id))?;
+        let Some(entry) = self.entries.get_mut(&id) else { return Err(self.stray("TAKEN", id).into()) };
         match entry {
             Entry::Withdrawn(late) => {
                 late.0.store(true, Ordering::Release);
@@ -290,7 +310,7 @@ impl<L, K, C> Ledger<L, K, C> {
             }
             Entry::Lent(_, cookie) => {
                 let cookie = *cookie;
-                let Entry::Lent(lent, _) = std::mem::replace(entry, Entry::Taken(None, cookie)) else {
+                let Entry::Lent(lent, _) = std::mem::replace(entry, Entry::Taken(cookie)) else {
                     unreachable!("it was looked at above")
                 };
                 Ok(Event::Taken(lent))
@@ -301,7 +321,7 @@ impl<L, K, C> Ledger<L, K, C> {
 
     fn refused(&mut self, id: u64, refusal: Refusal) -> Result<Event<L, K, C>, Broken<L>> {
         match self.entries.get(&id) {
-            None => Err(unknown("REFUSED", id).into()),
+            None => Err(self.stray("REFUSED", id).into()),
             Some(Entry::Taken(..) | Entry::Over(_)) => Err(Fault::Id("REFUSED", id, "which was taken").into()),
             Some(Entry::Lent(..) | Entry::Withdrawn(_)) => {
                 self.in_flight -= 1;
@@ -320,57 +340,71 @@ impl<L, K, C> Ledger<L, K, C> {
         report: Report,
         back: Option<(C, Cookie, Vec<u8>)>,
     ) -> Result<Event<L, K, C>, Broken<L>> {
-        let Some(entry) = self.entries.remove(&id) else { return Err(unknown(word, id).into()) };
-        match entry {
-            Entry::Over(end) => {
+        // A client comes back as the socket that went, and only where it may.
+        let fault = |cookie| match (&back, cookie) {
+            (Some(_), None) => Some(Fault::Begun(id)),
+            (Some((_, found, _)), Some(cookie)) if *found != cookie => Some(Fault::OtherSocket(id)),
+            _ => None,
+        };
+        // Where there is one, it is the daemon's for good.
+        let kept = match self.entries.remove(&id) {
+            Some(Entry::Over(end)) => {
                 self.entries.insert(id, Entry::Over(end));
-                Err(Fault::Id(word, id, "which is over").into())
+                return Err(Fault::Id(word, id, "which is over").into());
             }
-            Entry::Withdrawn(late) => {
+            Some(Entry::Withdrawn(late)) => {
                 late.0.store(true, Ordering::Release);
                 self.in_flight -= 1;
-                Ok(Event::Nothing)
+                return Ok(Event::Nothing);
             }
-            Entry::Lent(lent, _) => {
+            Some(Entry::Lent(lent, _)) => {
                 self.in_flight -= 1;
-                Err(Broken { fault: Fault::Id(word, id, "which was not taken"), touched: Some(lent) })
+                return Err(Broken { fault: Fault::Id(word, id, "which was not taken"), touched: Some(lent) });
             }
-            Entry::Taken(kept, cookie) => {
-                let fault = match (&back, cookie) {
-                    (Some(_), None) => Some(Fault::Begun(id)),
-                    (Some((_, found, _)), Some(cookie)) if *found != cookie => Some(Fault::OtherSocket(id)),
-                    _ => None,
-                };
-                if let Some(fault) = fault {
-                    // It is the daemon's for good.
-                    self.entries.insert(id, Entry::Taken(kept, None));
+            Some(Entry::Taken(cookie)) => {
+                if let Some(fault) = fault(cookie) {
+                    self.entries.insert(id, Entry::Taken(None));
                     return Err(fault.into());
                 }
-                self.in_flight -= 1;
-                let end = End { report, back: back.map(|(client, _, unread)| (client, unread)) };
-                match kept {
-                    Some(kept) => Ok(Event::Ended(kept, end)),
-                    None => {
-                        self.entries.insert(id, Entry::Over(end));
-                        Ok(Event::Nothing)
-                    }
-                }
+                None
             }
-        }
+            None => {
+                let Some((kept, cookie)) = self.kept.remove(&id) else { return Err(unknown(word, id).into()) };
+                if let Some(fault) = fault(cookie) {
+                    self.kept.insert(id, (kept, None));
+                    return Err(fault.into());
+                }
+                Some(kept)
+            }
+        };
+        self.in_flight -= 1;
+        let end = End { report, back: back.map(|(client, _, unread)| (client, unread)) };
+        Ok(match kept {
+            Some(kept) => Event::Ended(kept, end),
+            None => {
+                self.entries.insert(id, Entry::Over(end));
+                Event::Nothing
+            }
+        })
+    }
+
+    /// A word about nobody who waits for one.
+    fn stray(&self, word: &'static str, id: u64) -> Fault {
+        if self.kept.contains_key(&id) { Fault::Id(word, id, "which was taken") } else { unknown(word, id) }
     }
 
     /// Ends it, when the channel was read to its end: nothing is lent any more, and nothing more will be heard.
     pub fn end(&mut self) -> Leftovers<L, K> {
         self.has_ended = true;
         self.in_flight = 0;
-        let mut left = Leftovers { lent: Vec::new(), taken: Vec::new() };
+        let taken = std::mem::take(&mut self.kept).into_values().map(|(kept, _)| kept).collect();
+        let mut left = Leftovers { lent: Vec::new(), taken };
         for (id, entry) in std::mem::take(&mut self.entries) {
             match entry {
                 Entry::Lent(lent, _) => left.lent.push(lent),
-                Entry::Taken(Some(kept), _) => left.taken.push(kept),
                 // Somebody is about to ask for it.
                 over @ Entry::Over(_) => drop(self.entries.insert(id, over)),
-                Entry::Taken(None, _) | Entry::Withdrawn(_) => {}
+                Entry::Taken(_) | Entry::Withdrawn(_) => {}
             }
         }
         left
