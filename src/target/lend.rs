@@ -106,7 +106,8 @@ impl Target {
                     return way.out_of_time(client);
                 }
                 let deadlines = within(&options.deadlines, until);
-                match member.channel(worker.index).enter(&member.daemon, &deadlines, worker.begin).await {
+                let insists = self.members.len() == 1;
+                match member.channel(worker.index).enter(&member.daemon, &deadlines, insists, worker.begin).await {
                     Ok(Entry::Free(permit)) => match way.lend(index, permit, client, &mut offer, &deadlines).await {
                         Step::Over(result) => return way.over(result),
                         Step::On(ours) => client = ours,

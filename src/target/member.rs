@@ -53,7 +53,7 @@ impl Member {
 
     /// How its open channels stand.
     pub(super) fn channels(&self) -> impl Iterator<Item = Status> {
-        self.channels.iter().filter_map(|channel| channel.status())
+        self.channels.iter().filter_map(|channel| channel.status(self.daemon.address().path()))
     }
 
     /// Clients that it has, as far as is known.

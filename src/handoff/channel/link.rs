@@ -19,7 +19,7 @@ use super::super::native::header::PACKET_BYTES_MAX;
 use super::super::native::ledger::{Broken, Cookie, End, Event, Fault, Late, Ledger};
 use super::super::{ancillary, client};
 use super::loan::{Loan, Word};
-use super::{Channel, OnEnd, Permit, Status};
+use super::{Channel, OnEnd, Permit, Place, Status};
 
 /// Packets that are read before others have their turn.
 const PACKETS_MAX: usize = 64;
@@ -38,6 +38,8 @@ pub(in super::super) struct Link {
     pub(super) peer: OnceLock<OwnedFd>,
     pub(super) channel: Weak<Channel>,
     pub(super) path: PathBuf,
+    /// The socket's file, as far as there is one.
+    place: Option<Place>,
     pub(super) opened: Clock,
     pub(super) books: Mutex<Books>,
     /// Somebody has put something into `unsent`, or the link is to be closed, or is over.
@@ -99,8 +101,23 @@ thread_local! {
 }
 
 impl Link {
-    pub(super) fn new(socket: AsyncFd<OwnedFd>, channel: Weak<Channel>, path: PathBuf, opened: Clock) -> Self {
-        Self { socket, peer: OnceLock::new(), channel, path, opened, books: Mutex::default(), wake: Notify::new() }
+    pub(super) fn new(
+        socket: AsyncFd<OwnedFd>,
+        channel: Weak<Channel>,
+        path: PathBuf,
+        place: Option<Place>,
+        opened: Clock,
+    ) -> Self {
+        Self {
+            socket,
+            peer: OnceLock::new(),
+            channel,
+            path,
+            place,
+            opened,
+            books: Mutex::default(),
+            wake: Notify::new(),
+        }
     }
 
     pub(super) fn books(&self) -> MutexGuard<'_, Books> {
@@ -119,6 +136,10 @@ impl Link {
     /// The process that has said HELLO, by its own word; `None` before.
     pub(super) fn speaker(&self) -> Option<u64> {
         self.books().ledger.hello().map(|hello| hello.pid)
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
     pub(super) fn age(&self) -> Duration {

@@ -26,6 +26,8 @@ mod reader;
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -48,8 +50,10 @@ use super::send::{Daemon, Deadlines};
 const BACK_OFF: Duration = Duration::from_millis(10);
 /// The longest.
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
-/// After so long a daemon that drains may have a successor; before, it is asked for only where nobody else is.
+/// After so long a daemon that drains may have a successor at the very same socket.
 const SUCCESSOR_PAUSE: Duration = Duration::from_secs(1);
+/// The same of one that drained as soon as it was there.
+const SUCCESSOR_PAUSE_LONG: Duration = Duration::from_secs(5);
 /// A link that lasted so long was no failure.
 const LASTING: Duration = Duration::from_secs(1);
 
@@ -78,17 +82,55 @@ struct State {
     link: Option<Arc<Link>>,
     /// Links of daemons that take nobody any more and have clients yet; their successors listen at the same place.
     draining: Vec<Weak<Link>>,
-    /// From when on a successor may be there.
-    successor_due: Option<Instant>,
+    /// Where somebody new may listen in the place of one that drains.
+    successor: Option<Successor>,
     waiting: VecDeque<Arc<Waiting>>,
     broken: Option<Broken>,
 }
 
-/// A link that did not last.
+/// A link that did not last: nothing is tried until then, unless another socket stands there.
 #[derive(Clone, Copy, Debug)]
 struct Broken {
     until: Instant,
     pause: Duration,
+    place: Option<Place>,
+}
+
+/// Who comes after a daemon that drains: expected as soon as another socket stands there, and otherwise, because the
+/// socket may be a service manager's, from that moment on.
+#[derive(Clone, Copy, Debug)]
+struct Successor {
+    due: Instant,
+    place: Option<Place>,
+}
+
+/// A socket's file, by its device and its number there.
+type Place = (u64, u64);
+
+/// What stands at a path.
+fn place(path: &Path) -> Option<Place> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+impl State {
+    /// A daemon that drained has ended: its successor is due.
+    fn has_left(&mut self, link: &Arc<Link>) {
+        let count = self.draining.len();
+        self.draining.retain(|other| other.upgrade().is_some_and(|other| !Arc::ptr_eq(&other, link)));
+        if self.draining.len() < count && self.draining.is_empty() {
+            self.successor = None;
+        }
+    }
+
+    /// Whether it is not worth trying to open a link to what stands at `path` now, and why.
+    fn hindrance(&self, path: &Path) -> Option<Refusal> {
+        let now = Instant::now();
+        let is_same = |before: Option<Place>| place(path).is_none_or(|now| Some(now) == before);
+        if self.successor.is_some_and(|successor| now < successor.due && is_same(successor.place)) {
+            return Some(Refusal::Draining);
+        }
+        self.broken.is_some_and(|broken| now < broken.until && is_same(broken.place)).then_some(Refusal::Broken)
+    }
 }
 
 /// How a channel stands, for whoever chooses among several.
@@ -168,15 +210,16 @@ impl Channel {
     }
 
     /// How it stands; `None` while there is no link.
-    pub fn status(&self) -> Option<Status> {
-        let (now, state) = (Instant::now(), self.state());
-        let is_broken = state.broken.is_some_and(|broken| now < broken.until);
-        let is_waiting = is_broken || state.successor_due.is_some_and(|due| now < due);
-        let is_draining = state.link.is_none() && is_waiting;
+    pub fn status(&self, path: &Path) -> Option<Status> {
+        let state = self.state();
+        let is_left = state.link.is_none() && state.successor.is_some();
+        let is_draining = is_left && state.hindrance(path).is_some();
         drop(state);
         let all: Vec<_> = self.links().iter().map(|link| link.status()).collect();
         let in_flight = all.iter().map(|status| status.in_flight).sum();
-        all.first().map(|first| Status { in_flight, is_draining, ..*first })
+        // Nobody is left of a daemon that has just said that it drains.
+        let gone = is_draining.then_some(Status { in_flight: 0, load: None, is_draining, is_silent: false });
+        all.first().copied().or(gone).map(|first| Status { in_flight, is_draining, ..first })
     }
 
     /// The daemon takes nobody any more: whoever comes next is for its successor.
@@ -186,12 +229,11 @@ impl Channel {
             return;
         }
         state.link = None;
-        link.close_when_empty();
         state.draining.retain(|link| link.strong_count() > 0);
         state.draining.push(Arc::downgrade(link));
-        state.successor_due = Some(Instant::now() + SUCCESSOR_PAUSE);
-        drop(state);
-        self.broke(link.age());
+        // One that drains as soon as it is there is not asked again at once.
+        let pause = if link.age() < LASTING { SUCCESSOR_PAUSE_LONG } else { SUCCESSOR_PAUSE };
+        state.successor = Some(Successor { due: Instant::now() + pause, place: link.place() });
     }
 
     /// Clients that came back over it.
@@ -199,7 +241,8 @@ impl Channel {
         self.returned.load(Ordering::Relaxed)
     }
 
-    /// A credit, of a link that is opened where there is none.
+    /// A credit, of a link that is opened where there is none. Whoever has nobody else to ask (`insists`) asks also where a
+    /// daemon has just begun to drain: its successor may have the same socket from a service manager.
     ///
     /// # Errors
     /// How far it came and why: nobody listens, or it does not speak the protocol, or takes nobody any more.
@@ -207,11 +250,12 @@ impl Channel {
         self: &Arc<Self>,
         to: &Daemon,
         deadlines: &Deadlines,
+        insists: bool,
         begin: Begin<'_>,
     ) -> Result<Entry, (Stage, Refusal)> {
         let link = match self.link() {
             Some(link) => link,
-            None => self.open(to, deadlines, begin).await?,
+            None => self.open(to, deadlines, insists, begin).await?,
         };
         if link.is_draining() {
             // It has just said so.
@@ -224,6 +268,7 @@ impl Channel {
         self: &Arc<Self>,
         to: &Daemon,
         deadlines: &Deadlines,
+        insists: bool,
         begin: Begin<'_>,
     ) -> Result<Arc<Link>, (Stage, Refusal)> {
         // One at a time; the others find what it has opened.
@@ -231,13 +276,18 @@ impl Channel {
         if let Some(link) = self.link() {
             return Ok(link);
         }
-        if self.state().broken.is_some_and(|broken| Instant::now() < broken.until) {
-            return Err((Stage::Connect, Refusal::Broken));
+        let path = to.address().path();
+        let hindrance = self.state().hindrance(path);
+        if let Some(hindrance) = hindrance.filter(|hindrance| !insists || matches!(hindrance, Refusal::Broken)) {
+            return Err((Stage::Connect, hindrance));
         }
-        let opened = open::open(self, to, deadlines).await;
+        let before = place(path);
+        let opened = open::open(self, to, deadlines, before).await;
         match opened {
             Ok(link) => {
-                self.state().link = Some(Arc::clone(&link));
+                let mut state = self.state();
+                (state.link, state.successor) = (Some(Arc::clone(&link)), None);
+                drop(state);
                 begin(Box::pin(reader::run(Arc::clone(&link))));
                 if link.is_draining() {
                     // It has said so in the same breath.
@@ -249,7 +299,7 @@ impl Channel {
             }
             Err(failure) => {
                 if failure.has_connected {
-                    self.broke(Duration::ZERO);
+                    self.broke(Duration::ZERO, before);
                 }
                 Err((failure.stage, failure.source))
             }
@@ -257,11 +307,11 @@ impl Channel {
     }
 
     /// A link that was open for so long is gone.
-    fn broke(&self, lasted: Duration) {
+    fn broke(&self, lasted: Duration, place: Option<Place>) {
         let mut state = self.state();
         state.broken = (lasted < LASTING).then(|| {
             let pause = state.broken.map_or(BACK_OFF, |broken| (broken.pause * 2).min(BACK_OFF_MAX));
-            Broken { until: Instant::now() + pause, pause }
+            Broken { until: Instant::now() + pause, pause, place }
         });
     }
 

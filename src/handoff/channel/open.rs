@@ -14,8 +14,8 @@ use super::super::error::{Refusal, Stage};
 use super::super::native::frame::{Frame, Hello};
 use super::super::native::header;
 use super::super::send::{self, Daemon, Deadlines};
-use super::Channel;
 use super::link::{Link, Look};
+use super::{Channel, Place};
 
 /// Why there is no link.
 pub(super) struct Failure {
@@ -26,7 +26,12 @@ pub(super) struct Failure {
 }
 
 /// Opens a link: it has heard HELLO.
-pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadlines) -> Result<Arc<Link>, Failure> {
+pub(super) async fn open(
+    channel: &Arc<Channel>,
+    to: &Daemon,
+    deadlines: &Deadlines,
+    place: Option<Place>,
+) -> Result<Arc<Link>, Failure> {
     let connected = send::connect(to, deadlines.connect).await;
     let connected = connected.map_err(|(stage, source)| Failure { stage, source, has_connected: false })?;
     let failed = |source: Refusal| Failure { stage: Stage::Connect, source, has_connected: true };
@@ -42,7 +47,8 @@ pub(super) async fn open(channel: &Arc<Channel>, to: &Daemon, deadlines: &Deadli
     ancillary::send(socket.as_fd(), &[IoSlice::new(&hello.encode())], &[]).map_err(|error| failed(error.into()))?;
     let watched = ancillary::watch(socket, Interest::READABLE | Interest::WRITABLE);
     let socket = watched.map_err(|(_, error)| failed(error.into()))?;
-    let link = Arc::new(Link::new(socket, Arc::downgrade(channel), to.address().path().to_owned(), Clock::now()));
+    let link =
+        Arc::new(Link::new(socket, Arc::downgrade(channel), to.address().path().to_owned(), place, Clock::now()));
     let deadline = Instant::now() + deadlines.acknowledge;
     loop {
         match timeout_at(deadline, link.readable()).await {

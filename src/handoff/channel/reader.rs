@@ -73,9 +73,11 @@ pub(super) async fn run(link: Arc<Link>) {
         if state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, &link)) {
             state.link = None;
         }
+        // Whoever listens there from now on is somebody else.
+        state.has_left(&link);
         drop(state);
         if why.is_some() {
-            channel.broke(link.age());
+            channel.broke(link.age(), link.place());
         }
     }
     if lent.is_empty() {
