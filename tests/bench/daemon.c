@@ -35,6 +35,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "answer.h"
+
 enum {
 	DESCRIPTORS_MAX = 253,
 	FDS_MAX = 65536,
@@ -45,13 +47,8 @@ enum {
 	TICKS = 100, /* after which a stream's turn comes again: 1 s */
 };
 
-#define BODY "Hello, world\n"
 #define MESSAGE "data: {\"token\": \"and so on\"}\n\n"
-#define HEAD(type) "HTTP/1.1 200 OK\r\nContent-Type: " type "\r\n"
-#define KEPT "Content-Length: 13\r\n"
-#define CLOSED "Connection: close\r\n"
 
-static const char answer_closed[] = HEAD("text/plain") KEPT CLOSED "\r\n" BODY;
 static char answer_kept[BODY_BYTES_MAX + 256]; /* with a body of the length that was asked for */
 static size_t answer_kept_len;
 static const char stream_began[] = HEAD("text/event-stream") CLOSED "\r\n" MESSAGE;

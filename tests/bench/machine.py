@@ -126,7 +126,7 @@ def wait_for_unix(path, p, log):
 
 def compile_c(source, to):
     built = to / pathlib.Path(source).stem
-    cc = subprocess.run(["cc", "-O2", "-o", built, source], capture_output=True, text=True, timeout=120)
+    cc = subprocess.run(["cc", "-O2", "-pthread", "-o", built, source], capture_output=True, text=True, timeout=120)
     if cc.returncode:
         raise Failed(f"cc {source}: {cc.stderr.strip()}")
     return built

@@ -8,6 +8,8 @@ PARTS = (
     ("policy", r"\bpolicy::|\bwasmtime"),
     ("head", r"\barrival::|\bhttp::|\bhttparse::"),
     ("acknowledgement", r"acknowledgement::|Sent::(judge|wait)|handoff::beat|drop_in_place<baton::handoff::send::Sent"),
+    ("metadata", r"connection::metadata"),
+    ("channel", r"handoff::channel|handoff::native|connection::reported"),
     ("connect and send", r"handoff::|\btarget::"),
     ("accept", r"\blistener::"),
     ("answer", r"\bexchange::|\brespond::"),

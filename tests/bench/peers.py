@@ -38,6 +38,18 @@ SERVERS = {
     "apache-fdpass": ("apache2", "fdpass"),
 }
 ALL = (*FLOORS, *BATONS, *SERVERS)
+# The native protocol: the gateway, before a daemon that is one of these; by name what is said with one packet.
+NATIVE_DAEMONS = {
+    "": ("native_daemon", "-b", 64),
+    "-pairs": ("native_daemon", "-b", 1),
+    "-words": ("native_daemon", "-b", 0),
+    "-library": ("library_daemon",),
+}
+NATIVE = {f"{gateway}-native{daemon}": gateway for daemon in NATIVE_DAEMONS for gateway in ("baton", "bare")}
+# What is compared with them; -log: the same with an access log, of which `bare` has none.
+BESIDE_NATIVE = ("baton-native-log", "nginx-keepalive", "nginx-keepalive-log")
+SERVERS["nginx-keepalive-log"] = SERVERS["nginx-keepalive"]
+NATIVE["baton-native-log"] = "baton"
 # The same two before PHP-FPM, which they and Baton connect to anew for each request, as they do by themselves.
 PROGRAMS = {
     "baton-fastcgi": None,
@@ -96,6 +108,10 @@ def versions(names):
 def daemon_dialect(name):
     if name in RELAYS:
         return "http"
+    if name in NATIVE:
+        return "baton"
+    if name == "baton-fdpass":
+        return "fdpass"
     return SERVERS[name][1] if name in SERVERS else "seqpacket"
 
 
@@ -106,16 +122,24 @@ def unprivileged(line):
     return line if os.geteuid() == 0 else ""
 
 
+def native_daemon(name):
+    """Which of them it stands before."""
+    daemon = name.split("-native", 1)[1]
+    return daemon if daemon in NATIVE_DAEMONS else ""
+
+
 def language_of(name):
     return name.removeprefix("baton-") if name in LANGUAGES else None
 
 
-def baton_config(daemon_socket, policy, limits=""):
-    """Without an access log: the floor writes none."""
+def baton_config(daemon_socket, policy, limits="", dialect="seqpacket", log=None):
+    """Without an access log, as a rule: the floor writes none."""
+    access_log = f'access_log = "{log}"\naccess_log_format = "combined"' if log else ""
     policies = 'policies = ["bench"]\n' if policy else ""
     default = "{ respond = { status = 404 } }" if policy else '{ handoff = "chat" }'
     text = f"""[gateway]
 workers = {WORKERS}
+{access_log}
 
 [[listener]]
 name = "http"
@@ -123,7 +147,7 @@ address = "127.0.0.1:0"
 
 [target.chat]
 sockets = ["{daemon_socket}"]
-dialect = "seqpacket"
+dialect = "{dialect}"
 
 [[route]]
 path = "/"
@@ -182,7 +206,7 @@ echo substr(str_repeat("Hello, world\n", {body_bytes // 13 + 1}), 0, {body_bytes
 """
 
 
-def nginx_config(directory, port, daemon_socket, keepalive, streams, page=None):
+def nginx_config(directory, port, daemon_socket, keepalive, streams, page=None, log=None):
     """`keepalive` as ngx_http_upstream_module says: connections to keep, HTTP/1.1, no Connection."""
     kept = "keepalive 64;" if keepalive else ""
     ask = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keepalive else ""
@@ -200,7 +224,7 @@ pid {directory}/pid;
 error_log stderr warn;
 events {{ worker_connections {max(streams * 2, 1024) + 500}; }}
 http {{
-    access_log off;
+    access_log {f"{log} combined" if log else "off"};
 {paths}
     upstream daemon {{ server unix:{daemon_socket}; {kept} }}
     server {{
@@ -295,7 +319,10 @@ class Peers:
         self.daemon = compile_c(HERE / "daemon.c", directory)
         self.floor = compile_c(HERE / "gateway.c", directory)
         self.reference = compile_c(reference, directory) if reference else None
-        self.baton = baton_program() if any(n in BATONS + RELAYS + LANGUAGES for n in names) else None
+        native = {NATIVE_DAEMONS[native_daemon(n)][0] for n in names if n in NATIVE}
+        native |= {"native_gateway" for n in names if NATIVE.get(n) == "bare"}
+        self.native = {program: compile_c(HERE / f"{program}.c", directory) for program in native}
+        self.baton = baton_program() if any(n.startswith("baton") for n in names) else None
 
     def log(self, name):
         """What a gateway says; a file, because a pipe that nobody reads stops its writer."""
@@ -327,6 +354,13 @@ class Peers:
                 wait_for_unix(socket, p, directory / "php-fpm.log")
                 yield p
             return
+        if name in NATIVE:
+            program, *more = NATIVE_DAEMONS[native_daemon(name)]
+            argv = [self.native[program], "-u", socket, *more]
+            with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
+                line_with("ready\n", daemon, daemon.stdout)
+                yield daemon
+            return
         argv = [self.daemon, "-u", socket, "-d", daemon_dialect(name), *(["-e"] if streams else []),
                 *(["-f"] if stalled else []), *(["-s", body_bytes] if body_bytes else [])]
         with process(argv, stdout=subprocess.PIPE, bufsize=0) as daemon:
@@ -344,6 +378,12 @@ class Peers:
             argv += ["-A", "read"] if name.endswith("-read") else []
         elif name in FLOORS:
             argv = [self.floor, socket, "read" if name.endswith("-read") else "none", WORKERS]
+        elif NATIVE.get(name) == "bare":
+            argv = [self.native["native_gateway"], socket, WORKERS]
+        elif name in NATIVE or name == "baton-fdpass":
+            log = directory / "access.log" if name.endswith("-log") else None
+            config.write_text(baton_config(socket, None, dialect=daemon_dialect(name), log=log))
+            argv = [self.baton, "run", "-c", config]
         elif name in BATONS:
             config.write_text(baton_config(socket, None if name.endswith("-nopolicy") else self.policy))
             argv = [self.baton, "run", "-c", config]
@@ -364,7 +404,8 @@ class Peers:
                 config.write_text(apache_config(directory, port, socket))
                 argv = [program("apache2"), "-D", "FOREGROUND", "-f", config]
             else:
-                config.write_text(nginx_config(directory, port, socket, name.endswith("-keepalive"), streams, page))
+                log = directory / "access.log" if name.endswith("-log") else None
+                config.write_text(nginx_config(directory, port, socket, "-keepalive" in name, streams, page, log))
                 argv = [program("nginx"), "-p", directory, "-c", config]
         with open(self.log(name), "wb") as log, process(argv, stdin=subprocess.DEVNULL,
                                                         stdout=subprocess.DEVNULL, stderr=log) as p:
