@@ -423,8 +423,12 @@ impl Lease {
     pub async fn settle(mut self, patience: Duration, beat: &Beat) -> Result<Taken, SendError> {
         let deadline = Instant::now() + patience;
         if beat.pause().await {
-            self.link.look();
-            match self.word.try_recv() {
+            // Whoever looked before has read the words about all.
+            let word = self.word.try_recv().or_else(|_| {
+                self.link.look();
+                self.word.try_recv()
+            });
+            match word {
                 Ok(word) => {
                     beat.learn(Pause::LongEnough);
                     return self.judge(word);
