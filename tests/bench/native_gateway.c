@@ -49,6 +49,7 @@ enum { THEIRS = -1, GIVEN_UP = -2 };
 struct loan {
 	uint64_t id; /* 0: none */
 	int client;  /* or whose it is */
+	struct sockaddr_in peer;
 	int sweeps;
 };
 
@@ -62,7 +63,7 @@ static __thread int worker, epoll, channel;
 static __thread struct loan *loans;
 static __thread uint64_t last_id;
 static __thread long in_flight, in_flight_max;
-static __thread int waiting[FDS_MAX], waiting_first, waiting_count; /* clients for whom there was no credit */
+static __thread int waiting[FDS_MAX], waiting_first, waiting_count; /* clients to be looked at when there is a credit */
 static __thread struct packet packet;
 
 static void watch(int fd)
@@ -205,7 +206,7 @@ static void lend(int client, const char *head, size_t len)
 	}
 	last_id++;
 	in_flight++;
-	*loan = (struct loan){ f.id, client, 0 };
+	*loan = (struct loan){ f.id, client, peers[client], 0 };
 }
 
 /* Looks at a client, and lends it when its head is there. */
@@ -262,13 +263,11 @@ static void look_at(int client)
 	free(part);
 }
 
-static void come_back(int client)
+/* In the order of the packets; most have sent the next request by the time that all are read. */
+static void come_back(int client, const struct loan *loan)
 {
-	socklen_t len = sizeof peers[client];
-
-	getpeername(client, (struct sockaddr *)&peers[client], &len);
-	watch(client);
-	is_watched[client] = 1;
+	peers[client] = loan->peer;
+	waiting[(waiting_first + waiting_count++) % FDS_MAX] = client;
 }
 
 /* --- the channel ------------------------------------------------------------- */
@@ -317,7 +316,7 @@ static void listen_to_daemon(void)
 			case RETURN:
 				if (descriptor == packet.descriptors_count)
 					die("RETURN of nobody");
-				come_back(packet.descriptors[descriptor++]);
+				come_back(packet.descriptors[descriptor++], loan);
 				/* fall through */
 			case DONE:
 				if (loan->client >= 0)

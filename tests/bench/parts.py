@@ -49,7 +49,7 @@ def shares(data):
         in_kernel = KERNEL in frames[0]
         (kernel if in_kernel else program)[part_of(frames)] += 1
         if in_kernel:
-            named = (m[1] for f in frames if (m := re.search(r"\b__x64_sys_(\w+)|\b__sys_(sendmsg)", f)))
+            named = (m[1] or m[2] for f in frames if (m := re.search(r"\b__x64_sys_(\w+)|\b__sys_((?:send|recv)msg)\b", f)))
             calls[next((name for name in named if name), "interrupts and switches")] += 1
     percent = lambda count: f"{100 * count / max(1, total):.1f}"
     parts = sorted(kernel | program, key=lambda part: -(kernel[part] + program[part]))
