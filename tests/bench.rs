@@ -75,6 +75,37 @@ fn a_run_in_which_the_daemon_answers_nobody_fails() {
 }
 
 #[test]
+fn the_native_protocol_is_measured_with_clients_that_leave_and_that_come_back() {
+    let peers = ["baton-native", "bare-native", "bare-native-pairs", "bare-native-words", "bare-native-library"];
+    let cases = ["--rounds", "1", "--requests", "200", "--warmup", "20", "--clients", "4", "--cases", "closed", "kept"];
+    let folder = tempfile::Builder::new().prefix("bt").tempdir_in("/tmp").expect("a temporary folder");
+    let json = folder.path().join("json");
+    let output = Command::new(tests().join("bench/native"))
+        .args(cases)
+        .arg("--peers")
+        .args(peers)
+        .arg("--json")
+        .arg(&json)
+        .env("BATON_BIN", env!("CARGO_BIN_EXE_baton"))
+        .output()
+        .expect("it runs");
+    let (said, complained) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}\n{complained}");
+    assert!(said.contains("conditions: {"), "{said}");
+
+    let json: Value = serde_json::from_slice(&fs::read(json).expect("written")).expect("JSON");
+    for case in ["closed, 4 clients", "kept, 4 clients"] {
+        for peer in peers {
+            let measured = &json["rounds"][0][case][peer];
+            let counts = ["count", "faults", "strayed"].map(|name| measured[name].as_u64());
+            assert_eq!(counts, [Some(200), Some(0), Some(0)], "{case}, {peer}: {measured}");
+            let is_measured = |name: &str| measured[name].as_f64().is_some_and(|us| us > 0.0);
+            assert!(is_measured("gateway_cpu_us") && is_measured("daemon_cpu_us"), "{case}, {peer}: {measured}");
+        }
+    }
+}
+
+#[test]
 fn held_streams_are_counted_and_cost_no_descriptor() {
     let (output, json) =
         measured("hold", "bench/policy.wat", &["--streams", "40", "--seconds", "1", "--peers", "baton"]);
