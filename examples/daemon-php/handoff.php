@@ -75,8 +75,8 @@ const EXHAUSTED_PAUSE_S = 0.05;
 /** What is read of a body to give a client back; a longer rest ends the connection instead. */
 const DISCARDED_BYTES_MAX = 64 << 10;
 const PREREAD_BYTES_MAX = 16 << 20;
-const CHUNK_LINE_BYTES_MAX = 8 << 10;
-const TRAILER_BYTES_MAX = 32 << 10;
+const CHUNK_LINE_BYTES_MAX = 16 << 10;
+const TRAILER_BYTES_MAX = 16 << 10;
 const READ_BYTES = 64 << 10;
 /** execve(2) takes strings of 128 KiB, the name, `=` and the final NUL included. */
 const VARIABLE_BYTES_MAX = (128 << 10) - 14;
@@ -784,6 +784,7 @@ final class Handoff
         $remaining = $this->framing === 'length' ? $body['remaining'] ?? 0 : 0;
         $this->length = $this->remaining = is_int($remaining) ? $remaining : -1;
         $this->wantsContinue = in_array($this->framing, ['length', 'chunked'], true)
+            && ($request['version'] ?? '') !== '1.0'
             && str_contains(strtolower($this->header('expect') ?? ''), '100-continue');
     }
 

@@ -76,8 +76,8 @@ EXHAUSTED_PAUSE_S = 0.05
 # What is read of a body to give a client back; a longer rest ends the connection instead.
 DISCARDED_BYTES_MAX = 64 << 10
 PREREAD_BYTES_MAX = 16 << 20
-CHUNK_LINE_BYTES_MAX = 8 << 10
-TRAILER_BYTES_MAX = 32 << 10
+CHUNK_LINE_BYTES_MAX = 16 << 10
+TRAILER_BYTES_MAX = 16 << 10
 READ_BYTES = 64 << 10
 # execve(2) takes strings of 128 KiB, the name, `=` and the final NUL included.
 VARIABLE_BYTES_MAX = (128 << 10) - len("HANDOFF_DATA=\0")
@@ -359,7 +359,7 @@ class Exchange:
         self.memfd_read = 0
         self.chunk_state = "size"
         self.wants_continue = ("100-continue" in (self.header("expect") or "").lower()
-                               and self.framing in ("length", "chunked"))
+                               and self.framing in ("length", "chunked") and self.request.get("version") != "1.0")
         self.patience = CLOSE_PATIENCE_S
         self.state, self.revoked_for = Exchange.LENT, None  # type: int, Optional[str]
         self.taken_at, self.bytes_out, self.bytes_before = 0.0, 0, None  # type: float, int, Optional[int]
