@@ -22,6 +22,7 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("nothing-needs-hello", &["ends_a_channel_that_does_not_begin_with_hello"]),
     ("any-hello", &["agrees_on_a_version"]),
     ("greets-twice", &["ends_a_channel_with_a_second_hello"]),
+    ("hello-with-id", &["ends_a_channel_with_a_hello_that_has_an_id"]),
     ("believes-everybody", &["refuses_peers_that_are_not_allowed"]),
     ("unreadable-list-is-everybody", &["does_not_start_with_a_list_that_cannot_be_read"]),
     ("open-to-all", &["lets_its_group_connect_and_nobody_else"]),
@@ -99,6 +100,8 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("swaps-memfds", &["tells_memfds_apart"]),
     ("keeps-memfds", &["closes_memfds"]),
     ("cut-is-whole", &["takes_no_cut_body_for_a_whole_one"]),
+    ("seventeen-digits", &["takes_no_cut_body_for_a_whole_one"]),
+    ("cut-is-an-error", &["takes_a_cut_body_for_a_client_that_left"]),
     ("any-framing", &["takes_no_framing_that_it_does_not_know"]),
     ("one-frame-a-packet", &["reads_packets_of_several_frames"]),
     // What is wrong.

@@ -32,7 +32,11 @@ class Broken(Exception):
 
 
 class Cut(Exception):
-    """A body that ends before its end."""
+    """A body that ends before its end: the client has left."""
+
+
+class Malformed(Exception):
+    """A body that is none."""
 
 
 class Revoked(Exception):
@@ -493,7 +497,7 @@ class Handoff:
                     dropped += len(part)
                     if dropped > limit:
                         return self.done(status)
-            except Cut:
+            except (Cut, Malformed):
                 return self.done(status, "client-gone")
         unread = b"" if fault("forgets-preread") else self.preread
         if fault("reads-ahead") or fault("eats-the-next"):
@@ -535,9 +539,11 @@ class Handoff:
         line = b""
         while not line.endswith(b"\n"):
             part = self.take_from_stream(1)
-            if not part or len(line) > 4096:
+            if not part:
                 raise Cut("a line")
             line += part
+            if len(line) > 4096:
+                raise Malformed("a line")
         return line
 
     def exactly(self, count):
@@ -563,13 +569,14 @@ class Handoff:
                 return
             while True:
                 size = self.line().split(b";")[0].strip()
-                if not size or size.strip(b"0123456789abcdefABCDEF"):
-                    raise Cut("a chunk's size")
+                is_long = len(size) > 16 and not fault("seventeen-digits")
+                if not size or is_long or size.strip(b"0123456789abcdefABCDEF"):
+                    raise Malformed("a chunk's size")
                 if int(size, 16) == 0:
                     break
                 yield from self.exactly(int(size, 16))
                 if self.line().strip():
-                    raise Cut("a chunk's end")
+                    raise Malformed("a chunk's end")
             if not fault("leaves-trailers"):
                 while self.line().strip():
                     pass
@@ -621,7 +628,9 @@ class Handoff:
         except (BrokenPipeError, ConnectionResetError):
             self.done(200, "ok" if fault("gone-is-ok") else "client-gone")
         except Cut:
-            self.done(None, "client-gone")
+            self.done(None, "error" if fault("cut-is-an-error") else "client-gone")
+        except Malformed:
+            self.done(None, "error")
         except TimeoutError:
             self.done(200, "timeout")
         finally:

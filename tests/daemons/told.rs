@@ -273,6 +273,8 @@ pub fn takes_no_cut_body_for_a_whole_one(language: Language) {
         (Request::chunked("/echo"), "\r\nhello\r\n0\r\n\r\n"),
         (Request::chunked("/echo"), "5\r\nhelloX\r\n0\r\n\r\n"),
         (Request::chunked("/echo"), "FFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n"),
+        // Seventeen digits of a small number.
+        (Request::chunked("/echo"), "00000000000000005\r\nhello\r\n0\r\n\r\n"),
     ] {
         let mut lent = channel.prepare();
         lent.far.send(sent);
@@ -284,6 +286,30 @@ pub fn takes_no_cut_body_for_a_whole_one(language: Language) {
         assert_ne!(report.result.word(), "ok", "{sent:?}: {report:?}");
     }
     channel.is_alive();
+}
+
+/// Who leaves within the body has left, in whatever framing and wherever in it.
+pub fn takes_a_cut_body_for_a_client_that_left(language: Language) {
+    let daemon = Daemon::native(language);
+    let mut channel = Channel::open(&daemon);
+    for (request, sent) in [
+        (Request::post("/echo", 6), "hello"),
+        (Request::post("/echo", 6), ""),
+        (Request::chunked("/echo"), ""),
+        (Request::chunked("/echo"), "6"),
+        (Request::chunked("/echo"), "6\r\nhello"),
+        (Request::chunked("/echo"), "5\r\nhello"),
+        (Request::chunked("/echo"), "5\r\nhello\r\n"),
+        (Request::chunked("/echo"), "5\r\nhello\r\n0\r\nA: b\r\n"),
+    ] {
+        let mut lent = channel.prepare();
+        lent.far.send(sent);
+        lent.far.0.shutdown(Shutdown::Write).unwrap();
+        channel.hand_again(&mut lent, &request);
+        channel.taken(&mut lent);
+        let (_, report) = channel.ended(lent);
+        assert_eq!(report.result.word(), "client-gone", "{sent:?}: {report:?}");
+    }
 }
 
 /// What cannot be read is not taken.
