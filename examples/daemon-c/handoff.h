@@ -856,7 +856,8 @@ static const char *ho_read_metadata(struct handoff *handoff, const unsigned char
     handoff->body_length = handoff->remaining;
     handoff->at = which == HO_CHUNKED ? HO_SIZE : HO_BODY;
     uint64_t head = 0;
-    ho_json_u64(ho_member(handoff, "request", "head_bytes"), &head);
+    const struct ho_value *head_bytes = ho_member(handoff, "request", "head_bytes");
+    if (head_bytes && !ho_json_u64(head_bytes, &head)) handoff->refused = "a head of no length";
     handoff->head_length = (size_t)head;
     const char *expect = handoff_header(handoff, "expect");
     handoff->continue_wanted = expect && !strcasecmp(expect, "100-continue") &&

@@ -732,6 +732,7 @@ final class Handoff
     private int $memfdRead = 0;
     private string $chunkState = 'size';
     private bool $wantsContinue;
+    private bool $isHeadKnown;
     private float $takenAt = 0.0;
     private int $bytesOut = 0;
     private ?int $status = null;
@@ -778,7 +779,8 @@ final class Handoff
         $this->headSent = ($this->section('response')['head_sent'] ?? false) === true;
         // What stands before the socket's bytes; the head, where it was included, is known from the rest.
         $headBytes = $request['head_bytes'] ?? 0;
-        $this->unread = substr($preread, is_int($headBytes) ? max(0, $headBytes) : 0);
+        $this->isHeadKnown = is_int($headBytes) && $headBytes >= 0 && $headBytes <= strlen($preread);
+        $this->unread = substr($preread, $this->isHeadKnown ? $headBytes : 0);
         $body = $this->section('body');
         $this->framing = self::text($body['framing'] ?? 'none');
         $remaining = $this->framing === 'length' ? $body['remaining'] ?? 0 : 0;
@@ -1046,7 +1048,7 @@ final class Handoff
     /** @internal */
     public function isFramingKnown(): bool
     {
-        return in_array($this->framing, ['none', 'length', 'chunked', 'memfd'], true)
+        return $this->isHeadKnown && in_array($this->framing, ['none', 'length', 'chunked', 'memfd'], true)
             && ($this->framing === 'memfd') === ($this->memfd !== null) && $this->length >= 0;
     }
 

@@ -351,7 +351,8 @@ class Exchange:
         self.head_sent = head_sent or self.section("response").get("head_sent") is True
         # What stands before the socket's bytes; the head, where it was included, is known from the rest.
         head_bytes = self.request.get("head_bytes")
-        self.unread = bytearray(preread[head_bytes if isinstance(head_bytes, int) and head_bytes > 0 else 0:])
+        self.is_head_known = head_bytes is None or isinstance(head_bytes, int) and 0 <= head_bytes <= len(preread)
+        self.unread = bytearray(preread[head_bytes if head_bytes and self.is_head_known else 0:])
         framing = self.section("body")
         self.framing = framing.get("framing", "none")
         self.length = framing.get("remaining", 0) if self.framing == "length" else 0
@@ -367,7 +368,7 @@ class Exchange:
         self.is_whole = self.keeps_alive = self.is_head_only = self.is_released = False
 
     def is_framing_known(self) -> bool:
-        return (self.framing in ("none", "length", "chunked", "memfd") and isinstance(self.length, int)
+        return (self.is_head_known and self.framing in ("none", "length", "chunked", "memfd") and isinstance(self.length, int)
                 and self.length >= 0 and (self.framing == "memfd") == (self.memfd is not None))
 
     def section(self, name: str) -> Dict[str, Any]:
