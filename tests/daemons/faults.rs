@@ -76,6 +76,7 @@ const FAULTS: &[(&str, &[&str])] = &[
     ("forgets-preread", &["gives_back_preread_bytes_that_it_did_not_use"]),
     ("head-goes-back", &["gives_back_preread_bytes_that_it_did_not_use"]),
     ("head-is-body", &["gives_back_preread_bytes_that_it_did_not_use", "reads_preread_bytes_before_the_socket"]),
+    ("cuts-what-goes-back", &["closes_where_too_much_would_go_back"]),
     ("reads-less", &["gives_back_behind_a_short_rest_only"]),
     ("reads-any-rest", &["gives_back_behind_a_short_rest_only"]),
     ("waits-for-what-nobody-sends", &["closes_a_client_that_keeps_its_body"]),

@@ -390,16 +390,20 @@ class Handoff:
         request, framing = metadata.get("request", {}), metadata.get("body", {})
         self.request = request
         self.target = request.get("target", "/")
-        self.preread = preread[0 if fault("head-is-body") else request.get("head_bytes", 0):]
+        head_bytes, self.preread_bytes = request.get("head_bytes", 0), len(preread)
+        self.preread = preread[0 if fault("head-is-body") or not isinstance(head_bytes, int) else head_bytes:]
         self.framing, self.remaining = framing.get("framing", "none"), framing.get("remaining", 0)
-        if self.framing == "length" and fault("remaining-behind-preread"):
+        if self.framing == "length" and fault("remaining-behind-preread") and isinstance(self.remaining, int):
             self.remaining += len(self.preread)
         self.head_sent = metadata.get("response", {}).get("head_sent", False) and not fault("two-heads")
         self.revoked, self.bytes_out, self.taken_at, self.is_read = threading.Event(), 0, None, False
         self.continues = True
 
     def is_readable(self):
-        return self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.body is not None)
+        head_bytes = self.request.get("head_bytes", 0)
+        return (self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.body is not None)
+                and isinstance(self.remaining, int) and self.remaining >= 0
+                and isinstance(head_bytes, int) and 0 <= head_bytes <= self.preread_bytes)
 
     def makes_room(self):
         """Before the last word on it is sent: the next client can be here at once."""
@@ -509,7 +513,11 @@ class Handoff:
             unread += ahead if fault("reads-ahead") else b""
         if fault("head-goes-back"):
             unread = b"x" * self.request.get("head_bytes", 0) + unread
+        if fault("cuts-what-goes-back"):
+            unread = unread[:PACKET_BYTES_MAX - 4096]
         payload = section(self.report(status, "ok", None)) + section(unread)
+        if 16 + len(payload) > PACKET_BYTES_MAX:
+            return self.done(status)
         client = self.client
         if fault("another-socket"):
             client = socket.socketpair()[0]

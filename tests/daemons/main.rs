@@ -43,6 +43,7 @@ const NATIVE: &[Check] = checks! {
         reports_what_it_forgot, streams_ten_events_with_the_data_in_the_first, serves_where_the_metadata_says_nothing,
         serves_many_at_once, writes_no_second_head, gives_the_client_back, leaves_the_next_request_alone,
         gives_back_preread_bytes_that_it_did_not_use, gives_back_behind_a_short_rest_only,
+        closes_where_too_much_would_go_back,
         closes_a_client_that_keeps_its_body, answers_head_without_a_body, closes_what_it_cannot_give_back,
         ends_what_is_revoked, notices_a_client_that_leaves, writes_all_of_it_to_a_slow_reader,
         gives_up_a_client_that_never_reads, an_unread_body_does_not_cost_the_answer;

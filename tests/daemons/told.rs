@@ -9,6 +9,7 @@ use baton::handoff::native::frame::{Frame, Reason};
 use baton::handoff::native::header::PACKET_BYTES_MAX;
 use serde_json::{Value, json};
 
+use crate::broken::Named;
 use crate::client::{Lent, Request, memfd};
 use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
@@ -322,7 +323,22 @@ pub fn takes_no_framing_that_it_does_not_know(language: Language) {
     };
     let mut unasked = Request::post("/echo", 4);
     unasked.memfds[0] = Some(memfd(b"body"));
-    for request in [strange("carrier-pigeon"), strange("Chunked"), strange("memfd"), unasked] {
+    let length = |remaining: Value| {
+        let mut request = Request::post("/echo", 0);
+        request.metadata["body"]["remaining"] = remaining;
+        request
+    };
+    let all = [
+        strange("carrier-pigeon"),
+        strange("Chunked"),
+        strange("memfd"),
+        unasked,
+        length((-1).into()),
+        length("5".into()),
+        length(1.5.into()),
+    ];
+    for request in all {
+        let _what = Named(&request.metadata.to_string());
         let mut channel = Channel::open(&daemon);
         let lent = channel.hand(&request);
         if let Some(refusal) = channel.refused_or_ended(&lent) {
