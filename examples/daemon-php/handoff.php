@@ -1987,7 +1987,7 @@ final class Acceptor implements IteratorAggregate
             return [0, function_exists('posix_geteuid') ? posix_geteuid() : fstat(tmpfile())['uid']];
         }
         $uids = array_map(trim(...), explode(',', $listed));
-        if (array_filter($uids, fn (string $uid): bool => !ctype_digit($uid)) !== []) {
+        if (array_filter($uids, fn (string $uid): bool => !ctype_digit($uid) || (int) $uid >= (1 << 32) - 1) !== []) {
             throw new InvalidArgumentException("BATON_GATEWAY_UIDS=$listed is no list of user ids separated by commas");
         }
         return array_map(intval(...), $uids);

@@ -1821,7 +1821,7 @@ def allowed_uids() -> frozenset:
     if listed is None:
         return frozenset((os.geteuid(), 0))
     uids = [uid.strip() for uid in listed.split(",")]
-    if not all(uid.isascii() and uid.isdigit() for uid in uids):
+    if not all(uid.isascii() and uid.isdigit() and int(uid) < (1 << 32) - 1 for uid in uids):
         raise ValueError(f"BATON_GATEWAY_UIDS={listed!r} is no list of user ids separated by commas")
     return frozenset(map(int, uids))
 
