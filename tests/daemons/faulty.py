@@ -124,7 +124,7 @@ class Daemon:
         if listed is None:
             return {os.geteuid(), 0}
         uids = [uid.strip() for uid in listed.split(",")]
-        if all(uid.isdigit() for uid in uids):
+        if all(uid.isdigit() and int(uid) < 1 << 32 for uid in uids):
             return set(map(int, uids))
         if fault("unreadable-list-is-everybody"):
             return {os.geteuid(), 0}

@@ -163,7 +163,7 @@ pub fn refuses_peers_that_are_not_allowed(language: Language) {
 pub fn does_not_start_with_a_list_that_cannot_be_read(language: Language) {
     let folder = crate::support::folder();
     let path = folder.path().join("d.sock");
-    for list in ["root", "0,", "0 1", "-1"] {
+    for list in ["root", "0,", "0 1", "-1", "", "4294967296"] {
         let mut command = (language.command)();
         command.arg(&path).arg("baton").env("BATON_GATEWAY_UIDS", list);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
