@@ -209,7 +209,7 @@ enum {
     HANDOFF_LINGER_MS = 2000,           /* for what is unread when a client is closed */
     HANDOFF_CLOSING_MS = 250,           /* for gateways to close a channel that was drained */
     HANDOFF_UNREAD_BYTES_MAX = 64 << 10, /* of a body that nobody wanted, before its client is given back */
-    HANDOFF_LINE_BYTES_MAX = 4096,      /* a chunk's size line with its extensions */
+    HANDOFF_LINE_BYTES_MAX = 16 << 10,  /* a chunk's size line with its extensions */
     HANDOFF_TRAILER_BYTES_MAX = 16 << 10,
     HANDOFF_JSON_DEPTH_MAX = 128,
     HANDOFF_TEXT_BYTES_MAX = 1024,      /* of what is said for people */
@@ -856,7 +856,8 @@ static const char *ho_read_metadata(struct handoff *handoff, const unsigned char
     handoff->body_length = handoff->remaining;
     handoff->at = which == HO_CHUNKED ? HO_SIZE : HO_BODY;
     uint64_t head = 0;
-    ho_json_u64(ho_member(handoff, "request", "head_bytes"), &head);
+    const struct ho_value *head_bytes = ho_member(handoff, "request", "head_bytes");
+    if (head_bytes && !ho_json_u64(head_bytes, &head)) handoff->refused = "a head of no length";
     handoff->head_length = (size_t)head;
     const char *expect = handoff_header(handoff, "expect");
     handoff->continue_wanted = expect && !strcasecmp(expect, "100-continue") &&
@@ -2295,7 +2296,7 @@ static bool ho_chunk_byte(struct handoff *handoff, int c) {
             handoff->line_is_extension = true;
             return handoff->line_has_digit && (c == ';' || c == ' ' || c == '\t');
         }
-        if (handoff->remaining > UINT64_MAX >> 5) return false;
+        if (handoff->line_length > 16 || handoff->remaining > UINT64_MAX >> 5) return false;
         handoff->line_has_digit = true;
         handoff->remaining = handoff->remaining << 4 | (uint64_t)digit;
         return true;

@@ -75,8 +75,8 @@ const EXHAUSTED_PAUSE_S = 0.05;
 /** What is read of a body to give a client back; a longer rest ends the connection instead. */
 const DISCARDED_BYTES_MAX = 64 << 10;
 const PREREAD_BYTES_MAX = 16 << 20;
-const CHUNK_LINE_BYTES_MAX = 8 << 10;
-const TRAILER_BYTES_MAX = 32 << 10;
+const CHUNK_LINE_BYTES_MAX = 16 << 10;
+const TRAILER_BYTES_MAX = 16 << 10;
 const READ_BYTES = 64 << 10;
 /** execve(2) takes strings of 128 KiB, the name, `=` and the final NUL included. */
 const VARIABLE_BYTES_MAX = (128 << 10) - 14;
@@ -732,6 +732,7 @@ final class Handoff
     private int $memfdRead = 0;
     private string $chunkState = 'size';
     private bool $wantsContinue;
+    private bool $isHeadKnown;
     private float $takenAt = 0.0;
     private int $bytesOut = 0;
     private ?int $status = null;
@@ -778,12 +779,14 @@ final class Handoff
         $this->headSent = ($this->section('response')['head_sent'] ?? false) === true;
         // What stands before the socket's bytes; the head, where it was included, is known from the rest.
         $headBytes = $request['head_bytes'] ?? 0;
-        $this->unread = substr($preread, is_int($headBytes) ? max(0, $headBytes) : 0);
+        $this->isHeadKnown = is_int($headBytes) && $headBytes >= 0 && $headBytes <= strlen($preread);
+        $this->unread = substr($preread, $this->isHeadKnown ? $headBytes : 0);
         $body = $this->section('body');
         $this->framing = self::text($body['framing'] ?? 'none');
         $remaining = $this->framing === 'length' ? $body['remaining'] ?? 0 : 0;
         $this->length = $this->remaining = is_int($remaining) ? $remaining : -1;
         $this->wantsContinue = in_array($this->framing, ['length', 'chunked'], true)
+            && ($request['version'] ?? '') !== '1.0'
             && str_contains(strtolower($this->header('expect') ?? ''), '100-continue');
     }
 
@@ -1045,7 +1048,7 @@ final class Handoff
     /** @internal */
     public function isFramingKnown(): bool
     {
-        return in_array($this->framing, ['none', 'length', 'chunked', 'memfd'], true)
+        return $this->isHeadKnown && in_array($this->framing, ['none', 'length', 'chunked', 'memfd'], true)
             && ($this->framing === 'memfd') === ($this->memfd !== null) && $this->length >= 0;
     }
 
@@ -1984,7 +1987,7 @@ final class Acceptor implements IteratorAggregate
             return [0, function_exists('posix_geteuid') ? posix_geteuid() : fstat(tmpfile())['uid']];
         }
         $uids = array_map(trim(...), explode(',', $listed));
-        if (array_filter($uids, fn (string $uid): bool => !ctype_digit($uid)) !== []) {
+        if (array_filter($uids, fn (string $uid): bool => !ctype_digit($uid) || (int) $uid >= (1 << 32) - 1) !== []) {
             throw new InvalidArgumentException("BATON_GATEWAY_UIDS=$listed is no list of user ids separated by commas");
         }
         return array_map(intval(...), $uids);

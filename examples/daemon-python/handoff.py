@@ -76,8 +76,8 @@ EXHAUSTED_PAUSE_S = 0.05
 # What is read of a body to give a client back; a longer rest ends the connection instead.
 DISCARDED_BYTES_MAX = 64 << 10
 PREREAD_BYTES_MAX = 16 << 20
-CHUNK_LINE_BYTES_MAX = 8 << 10
-TRAILER_BYTES_MAX = 32 << 10
+CHUNK_LINE_BYTES_MAX = 16 << 10
+TRAILER_BYTES_MAX = 16 << 10
 READ_BYTES = 64 << 10
 # execve(2) takes strings of 128 KiB, the name, `=` and the final NUL included.
 VARIABLE_BYTES_MAX = (128 << 10) - len("HANDOFF_DATA=\0")
@@ -351,7 +351,8 @@ class Exchange:
         self.head_sent = head_sent or self.section("response").get("head_sent") is True
         # What stands before the socket's bytes; the head, where it was included, is known from the rest.
         head_bytes = self.request.get("head_bytes")
-        self.unread = bytearray(preread[head_bytes if isinstance(head_bytes, int) and head_bytes > 0 else 0:])
+        self.is_head_known = head_bytes is None or isinstance(head_bytes, int) and 0 <= head_bytes <= len(preread)
+        self.unread = bytearray(preread[head_bytes if head_bytes and self.is_head_known else 0:])
         framing = self.section("body")
         self.framing = framing.get("framing", "none")
         self.length = framing.get("remaining", 0) if self.framing == "length" else 0
@@ -359,7 +360,7 @@ class Exchange:
         self.memfd_read = 0
         self.chunk_state = "size"
         self.wants_continue = ("100-continue" in (self.header("expect") or "").lower()
-                               and self.framing in ("length", "chunked"))
+                               and self.framing in ("length", "chunked") and self.request.get("version") != "1.0")
         self.patience = CLOSE_PATIENCE_S
         self.state, self.revoked_for = Exchange.LENT, None  # type: int, Optional[str]
         self.taken_at, self.bytes_out, self.bytes_before = 0.0, 0, None  # type: float, int, Optional[int]
@@ -367,7 +368,7 @@ class Exchange:
         self.is_whole = self.keeps_alive = self.is_head_only = self.is_released = False
 
     def is_framing_known(self) -> bool:
-        return (self.framing in ("none", "length", "chunked", "memfd") and isinstance(self.length, int)
+        return (self.is_head_known and self.framing in ("none", "length", "chunked", "memfd") and isinstance(self.length, int)
                 and self.length >= 0 and (self.framing == "memfd") == (self.memfd is not None))
 
     def section(self, name: str) -> Dict[str, Any]:
@@ -1820,7 +1821,7 @@ def allowed_uids() -> frozenset:
     if listed is None:
         return frozenset((os.geteuid(), 0))
     uids = [uid.strip() for uid in listed.split(",")]
-    if not all(uid.isascii() and uid.isdigit() for uid in uids):
+    if not all(uid.isascii() and uid.isdigit() and int(uid) < (1 << 32) - 1 for uid in uids):
         raise ValueError(f"BATON_GATEWAY_UIDS={listed!r} is no list of user ids separated by commas")
     return frozenset(map(int, uids))
 

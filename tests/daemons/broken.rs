@@ -37,7 +37,7 @@ fn ends(daemon: &Daemon, what: &str, make: impl for<'a> Fn(&'a Stray, &'a Lent) 
 }
 
 /// Says in which case something failed.
-struct Named<'a>(&'a str);
+pub struct Named<'a>(pub &'a str);
 
 impl Drop for Named<'_> {
     fn drop(&mut self) {

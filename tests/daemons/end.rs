@@ -103,13 +103,21 @@ pub fn neither_descriptors_nor_memory_grow(language: Language) {
             }
         }
     };
-    round(400);
-    let (descriptors, bytes) = (daemon.descriptors_at_rest(), daemon.resident_bytes());
-    round(1600);
+    round(200);
+    let descriptors = daemon.descriptors_at_rest();
+    // What is kept for good grows in every round, a heap that finds its size does not. 1,200 handoffs each: a kilobyte of
+    // each would show.
+    let mut grown = [0; 3];
+    for grown in &mut grown {
+        let bytes = daemon.resident_bytes();
+        round(800);
+        *grown = daemon.resident_bytes().saturating_sub(bytes);
+        if *grown < 1 << 20 {
+            break;
+        }
+    }
     eventually("the descriptors are back", || (daemon.descriptors() <= descriptors).then_some(()));
-    let grown = daemon.resident_bytes().saturating_sub(bytes);
-    // 2,400 handoffs: a kilobyte of each would show.
-    assert!(grown < 2 << 20, "{grown} bytes more than {bytes}");
+    assert!(grown[2] < 1 << 20, "it grows, in bytes: {grown:?}");
 }
 
 /// What may be secret is in no log: not when all is well, and not when it is not.

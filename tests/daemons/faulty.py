@@ -32,7 +32,11 @@ class Broken(Exception):
 
 
 class Cut(Exception):
-    """A body that ends before its end."""
+    """A body that ends before its end: the client has left."""
+
+
+class Malformed(Exception):
+    """A body that is none."""
 
 
 class Revoked(Exception):
@@ -120,7 +124,7 @@ class Daemon:
         if listed is None:
             return {os.geteuid(), 0}
         uids = [uid.strip() for uid in listed.split(",")]
-        if all(uid.isdigit() for uid in uids):
+        if all(uid.isdigit() and int(uid) < 1 << 32 for uid in uids):
             return set(map(int, uids))
         if fault("unreadable-list-is-everybody"):
             return {os.geteuid(), 0}
@@ -386,16 +390,20 @@ class Handoff:
         request, framing = metadata.get("request", {}), metadata.get("body", {})
         self.request = request
         self.target = request.get("target", "/")
-        self.preread = preread[0 if fault("head-is-body") else request.get("head_bytes", 0):]
+        head_bytes, self.preread_bytes = request.get("head_bytes", 0), len(preread)
+        self.preread = preread[0 if fault("head-is-body") or not isinstance(head_bytes, int) else head_bytes:]
         self.framing, self.remaining = framing.get("framing", "none"), framing.get("remaining", 0)
-        if self.framing == "length" and fault("remaining-behind-preread"):
+        if self.framing == "length" and fault("remaining-behind-preread") and isinstance(self.remaining, int):
             self.remaining += len(self.preread)
         self.head_sent = metadata.get("response", {}).get("head_sent", False) and not fault("two-heads")
         self.revoked, self.bytes_out, self.taken_at, self.is_read = threading.Event(), 0, None, False
         self.continues = True
 
     def is_readable(self):
-        return self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.body is not None)
+        head_bytes = self.request.get("head_bytes", 0)
+        return (self.framing in ("none", "length", "chunked", "memfd") and (self.framing == "memfd") == (self.body is not None)
+                and isinstance(self.remaining, int) and self.remaining >= 0
+                and isinstance(head_bytes, int) and 0 <= head_bytes <= self.preread_bytes)
 
     def makes_room(self):
         """Before the last word on it is sent: the next client can be here at once."""
@@ -493,7 +501,7 @@ class Handoff:
                     dropped += len(part)
                     if dropped > limit:
                         return self.done(status)
-            except Cut:
+            except (Cut, Malformed):
                 return self.done(status, "client-gone")
         unread = b"" if fault("forgets-preread") else self.preread
         if fault("reads-ahead") or fault("eats-the-next"):
@@ -505,7 +513,11 @@ class Handoff:
             unread += ahead if fault("reads-ahead") else b""
         if fault("head-goes-back"):
             unread = b"x" * self.request.get("head_bytes", 0) + unread
+        if fault("cuts-what-goes-back"):
+            unread = unread[:PACKET_BYTES_MAX - 4096]
         payload = section(self.report(status, "ok", None)) + section(unread)
+        if 16 + len(payload) > PACKET_BYTES_MAX:
+            return self.done(status)
         client = self.client
         if fault("another-socket"):
             client = socket.socketpair()[0]
@@ -535,9 +547,11 @@ class Handoff:
         line = b""
         while not line.endswith(b"\n"):
             part = self.take_from_stream(1)
-            if not part or len(line) > 4096:
+            if not part:
                 raise Cut("a line")
             line += part
+            if len(line) > 4096:
+                raise Malformed("a line")
         return line
 
     def exactly(self, count):
@@ -563,13 +577,14 @@ class Handoff:
                 return
             while True:
                 size = self.line().split(b";")[0].strip()
-                if not size or size.strip(b"0123456789abcdefABCDEF"):
-                    raise Cut("a chunk's size")
+                is_long = len(size) > 16 and not fault("seventeen-digits")
+                if not size or is_long or size.strip(b"0123456789abcdefABCDEF"):
+                    raise Malformed("a chunk's size")
                 if int(size, 16) == 0:
                     break
                 yield from self.exactly(int(size, 16))
                 if self.line().strip():
-                    raise Cut("a chunk's end")
+                    raise Malformed("a chunk's end")
             if not fault("leaves-trailers"):
                 while self.line().strip():
                     pass
@@ -621,7 +636,9 @@ class Handoff:
         except (BrokenPipeError, ConnectionResetError):
             self.done(200, "ok" if fault("gone-is-ok") else "client-gone")
         except Cut:
-            self.done(None, "client-gone")
+            self.done(None, "error" if fault("cut-is-an-error") else "client-gone")
+        except Malformed:
+            self.done(None, "error")
         except TimeoutError:
             self.done(200, "timeout")
         finally:

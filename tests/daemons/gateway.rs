@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
 use baton::handoff::native::frame::{Frame, Hello, Refusal, Report};
 use baton::handoff::native::header::PACKET_BYTES_MAX;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use rustix::net::{
@@ -74,18 +75,16 @@ impl Channel {
 
     /// As many of one packet as there is room for, without reading a word of the answers.
     pub fn flood(&self, packet: &[u8]) {
-        let mut tries = 0;
-        // Where the daemon has made room once more in a while, it still reads.
-        while tries < 20 {
-            match nix::sys::socket::send(
-                self.socket.as_raw_fd(),
-                packet,
-                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-            ) {
-                Ok(_) => tries = 0,
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match nix::sys::socket::send(self.socket.as_raw_fd(), packet, flags) {
+                Ok(_) => {}
+                // Where the daemon makes room once more within a while, it still reads.
                 Err(nix::errno::Errno::EAGAIN) => {
-                    tries += 1;
-                    std::thread::park_timeout(std::time::Duration::from_millis(5));
+                    let mut room = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                    if poll(&mut room, PollTimeout::from(100_u8)).expect("a socket") == 0 {
+                        return;
+                    }
                 }
                 // The daemon has ended the channel: that is one way.
                 Err(_) => return,
@@ -128,8 +127,9 @@ impl Channel {
             assert!(frame.descriptors() <= descriptors.len(), "{frame:?} without its descriptor");
             let own = descriptors.drain(..frame.descriptors()).collect();
             match frame {
-                Frame::Load(_) => {}
-                Frame::Ping(bytes) => self.say(&Frame::Pong(bytes)),
+                Frame::Load(_) | Frame::Ignored(_) => {}
+                // Where the daemon has ended the channel since, nobody waits for it.
+                Frame::Ping(bytes) => drop(send_on(&self.socket, &Frame::Pong(bytes).encode(), &[])),
                 frame => self.inbox.push_back((frame, own)),
             }
         }

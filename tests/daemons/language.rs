@@ -28,8 +28,11 @@ pub const PHP: Language = Language { name: "php", command: php, kinds: ALL_KINDS
 pub const PYTHON: Language = Language { name: "python", command: python, kinds: ALL_KINDS };
 pub const RUST: Language = Language { name: "rust", command: rust, kinds: ALL_KINDS };
 
-/// The examples.
-pub const ALL: &[Language] = &[RUST, GO, PYTHON, PHP, C];
+/// Written from the page alone, by somebody who had seen nothing else: what it cannot do, the page does not say.
+pub const RUBY: Language = Language { name: "ruby", command: ruby, kinds: &["baton"] };
+
+/// The examples, and the one from the page.
+pub const ALL: &[Language] = &[RUST, GO, PYTHON, PHP, C, RUBY];
 
 /// What the checks are tried on: without a fault it passes them all.
 pub const FAULTY: Language = Language { name: "faulty", command: faulty, kinds: &[] };
@@ -78,6 +81,10 @@ fn go() -> Command {
 
 fn php() -> Command {
     interpreted("php", &examples().join("daemon-php/daemon.php"))
+}
+
+fn ruby() -> Command {
+    interpreted("ruby", &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/daemons/stranger.rb"))
 }
 
 fn faulty() -> Command {

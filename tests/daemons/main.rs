@@ -1,5 +1,5 @@
 //! `examples/PROTOCOL.md` and the daemons: each statement of the page is a check here, and each check is run on each of
-//! the five examples, or on a stranger's daemon that `BATON_DAEMON` names. The other dialects likewise, behind the real
+//! the five examples and on the one that was written from the page alone, or on a stranger's daemon that `BATON_DAEMON` names. The other dialects likewise, behind the real
 //! gateway. What a check is worth is tried on a daemon with faults.
 
 #![allow(unreachable_pub, reason = "nothing of a program can be reached")]
@@ -34,6 +34,7 @@ macro_rules! checks {
 const NATIVE: &[Check] = checks! {
     start: says_hello_at_once, says_how_many_it_takes, refuses_what_is_too_many,
         ends_a_channel_that_does_not_begin_with_hello, agrees_on_a_version, ends_a_channel_with_a_second_hello,
+        ends_a_channel_with_a_hello_that_has_an_id,
         refuses_peers_that_are_not_allowed, does_not_start_with_a_list_that_cannot_be_read,
         lets_its_group_connect_and_nobody_else, replaces_a_stale_socket_and_no_live_one, serves_channels_side_by_side,
         a_gateway_that_does_not_read_delays_nobody, lets_go_of_channels_that_end, takes_a_packet_whole_or_not_at_all;
@@ -42,6 +43,7 @@ const NATIVE: &[Check] = checks! {
         reports_what_it_forgot, streams_ten_events_with_the_data_in_the_first, serves_where_the_metadata_says_nothing,
         serves_many_at_once, writes_no_second_head, gives_the_client_back, leaves_the_next_request_alone,
         gives_back_preread_bytes_that_it_did_not_use, gives_back_behind_a_short_rest_only,
+        closes_where_too_much_would_go_back,
         closes_a_client_that_keeps_its_body, answers_head_without_a_body, closes_what_it_cannot_give_back,
         ends_what_is_revoked, notices_a_client_that_leaves, writes_all_of_it_to_a_slow_reader,
         gives_up_a_client_that_never_reads, an_unread_body_does_not_cost_the_answer;
@@ -49,6 +51,7 @@ const NATIVE: &[Check] = checks! {
         gets_the_metadata_as_it_is, makes_an_environment, makes_an_environment_of_what_is_known_only,
         reads_a_body_of_known_length, reads_a_chunked_body, reads_preread_bytes_before_the_socket,
         reads_a_body_in_a_memfd, tells_memfds_apart, closes_memfds, takes_no_cut_body_for_a_whole_one,
+        takes_a_cut_body_for_a_client_that_left,
         takes_no_framing_that_it_does_not_know, reads_packets_of_several_frames;
     broken: ends_a_channel_with_a_wrong_header, ends_a_channel_with_a_type_that_it_does_not_know,
         ignores_a_type_that_it_need_not_know, ends_a_channel_whose_gateway_speaks_as_a_daemon,
@@ -65,7 +68,7 @@ const NATIVE: &[Check] = checks! {
 const SLOW: &[&str] = &["gives_up_a_client_that_never_reads"];
 
 /// Trials at a time: they wait more than they work.
-const SIDE_BY_SIDE: usize = 6;
+const SIDE_BY_SIDE: usize = 12;
 
 /// Behind the real gateway, of every dialect that is spoken.
 const DIALECTS: &[Check] = checks! {

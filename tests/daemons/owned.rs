@@ -3,9 +3,10 @@
 use std::net::Shutdown;
 
 use baton::handoff::native::frame::Frame;
+use baton::handoff::native::header::PACKET_BYTES_MAX;
 use serde_json::json;
 
-use crate::client::Request;
+use crate::client::{Request, memfd};
 use crate::dialects::check_answer;
 use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
@@ -142,7 +143,7 @@ pub fn serves_where_the_metadata_says_nothing(language: Language) {
 
 /// One after the other would take twenty times as long: all have their second event before the first has its last.
 pub fn serves_many_at_once(language: Language) {
-    let daemon = Daemon::native_with(language, |command| command.args(["--interval", "100"]));
+    let daemon = Daemon::native_with(language, |command| command.args(["--interval", "300"]));
     let mut channel = Channel::open(&daemon);
     let mut all: Vec<_> =
         (0..20).map(|n| channel.hand(&Request::get("/").data(format!("client {n}").as_bytes()))).collect();
@@ -258,6 +259,26 @@ pub fn gives_back_preread_bytes_that_it_did_not_use(language: Language) {
         lent.far.0.shutdown(Shutdown::Write).unwrap();
         let left = [unread, lent.read_near()].concat();
         assert_eq!(String::from_utf8_lossy(&left), format!("{behind}{socket}"));
+    }
+}
+
+/// More than a packet holds was read already: it cannot go back, and is not forgotten in silence.
+pub fn closes_where_too_much_would_go_back(language: Language) {
+    let daemon = Daemon::native(language);
+    let mut channel = Channel::open(&daemon);
+    for (behind, comes_back) in [(100_000, true), (PACKET_BYTES_MAX, false)] {
+        let mut request = Request::post("/echo", 5);
+        let next = vec![b'n'; behind];
+        request.memfds[2] = Some(memfd(&[&b"hello"[..], &next].concat()));
+        let mut lent = channel.hand(&request);
+        channel.taken(&mut lent);
+        assert_eq!(lent.far.response().text(), "hello");
+        if comes_back {
+            assert!(channel.back(&mut lent).1 == next);
+        } else {
+            assert_eq!(lent.far.rest(), b"");
+            channel.done(&lent);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The daemon's socket, who may connect, and how a channel begins.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
@@ -16,8 +17,8 @@ pub fn says_hello_at_once(language: Language) {
     let daemon = Daemon::native(language);
     let socket = Channel::connect(&daemon.path);
     let (packet, descriptors) = receive_on(&socket).expect("HELLO");
-    let (frame, _) = Frame::split(&packet).expect("a frame");
-    let Frame::Hello(hello) = frame else { panic!("{frame:?}") };
+    let frames = frames(&packet);
+    let Frame::Hello(hello) = &frames[0] else { panic!("{frames:?}") };
     assert!(hello.versions.contains(&1), "{hello:?}");
     assert_eq!(hello.in_flight_max, 100, "{hello:?}");
     assert!(hello.data_bytes_max.is_none_or(|max| max >= 1 << 20), "{hello:?}");
@@ -67,13 +68,27 @@ pub fn ends_a_channel_that_does_not_begin_with_hello(language: Language) {
     Channel::open(&daemon).is_alive();
 }
 
-/// Nothing but HELLO, perhaps, then the end.
+/// Nothing but HELLO, perhaps, and what is no answer to anything, then the end.
 #[track_caller]
-fn only_hello_comes(socket: &std::os::fd::OwnedFd) {
+fn only_hello_comes(socket: &OwnedFd) {
     while let Some((packet, _)) = receive_on(socket) {
-        let frame = Frame::decode(&packet);
-        assert!(matches!(frame, Ok(Frame::Hello(_) | Frame::Load(_))), "{frame:?}");
+        for frame in frames(&packet) {
+            let is_fine = matches!(frame, Frame::Hello(_) | Frame::Load(_) | Frame::Ping(_) | Frame::Ignored(_));
+            assert!(is_fine, "{frame:?}");
+        }
     }
+}
+
+#[track_caller]
+fn frames(packet: &[u8]) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let mut rest = packet;
+    while !rest.is_empty() {
+        let frame;
+        (frame, rest) = Frame::split(rest).unwrap_or_else(|error| panic!("{error} in {packet:02x?}"));
+        frames.push(frame);
+    }
+    frames
 }
 
 pub fn agrees_on_a_version(language: Language) {
@@ -94,19 +109,15 @@ pub fn agrees_on_a_version(language: Language) {
         packet.extend(hello.as_bytes());
         packet.extend(Frame::Ping(b"there?".to_vec()).encode());
         send_on(&socket, &packet, &[]).expect("it reads");
-        let mut frames = Vec::new();
+        let mut all = Vec::new();
+        let pong = Frame::Pong(b"there?".to_vec());
         while let Some((packet, _)) = receive_on(&socket) {
-            let mut rest = &packet[..];
-            while !rest.is_empty() {
-                let frame;
-                (frame, rest) = Frame::split(rest).expect("a frame");
-                frames.push(frame);
-            }
-            if frames.contains(&Frame::Pong(b"there?".to_vec())) {
+            all.extend(frames(&packet));
+            if all.contains(&pong) {
                 break;
             }
         }
-        assert_eq!(frames.contains(&Frame::Pong(b"there?".to_vec())), is_fine, "{hello}: {frames:?}");
+        assert_eq!(all.contains(&pong), is_fine, "{hello}: {all:?}");
     }
 }
 
@@ -116,6 +127,16 @@ pub fn ends_a_channel_with_a_second_hello(language: Language) {
     let hello = Frame::Hello(channel.hello.clone());
     channel.say(&hello);
     channel.has_ended();
+}
+
+/// HELLO is about no handoff.
+pub fn ends_a_channel_with_a_hello_that_has_an_id(language: Language) {
+    let daemon = Daemon::native(language);
+    let socket = Channel::connect(&daemon.path);
+    let hello = r#"{"versions":[1],"in_flight_max":0}"#;
+    send_on(&socket, &[&header(1, 0, hello.len(), 1)[..], hello.as_bytes()].concat(), &[]).expect("it reads");
+    only_hello_comes(&socket);
+    Channel::open(&daemon).is_alive();
 }
 
 /// A frame's header with whatever it says.
@@ -142,7 +163,7 @@ pub fn refuses_peers_that_are_not_allowed(language: Language) {
 pub fn does_not_start_with_a_list_that_cannot_be_read(language: Language) {
     let folder = crate::support::folder();
     let path = folder.path().join("d.sock");
-    for list in ["root", "0,", "0 1", "-1"] {
+    for list in ["root", "0,", "0 1", "-1", "", "4294967296"] {
         let mut command = (language.command)();
         command.arg(&path).arg("baton").env("BATON_GATEWAY_UIDS", list);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -9,6 +9,7 @@ use baton::handoff::native::frame::{Frame, Reason};
 use baton::handoff::native::header::PACKET_BYTES_MAX;
 use serde_json::{Value, json};
 
+use crate::broken::Named;
 use crate::client::{Lent, Request, memfd};
 use crate::gateway::Channel;
 use crate::language::{Daemon, Language};
@@ -273,6 +274,8 @@ pub fn takes_no_cut_body_for_a_whole_one(language: Language) {
         (Request::chunked("/echo"), "\r\nhello\r\n0\r\n\r\n"),
         (Request::chunked("/echo"), "5\r\nhelloX\r\n0\r\n\r\n"),
         (Request::chunked("/echo"), "FFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n"),
+        // Seventeen digits of a small number.
+        (Request::chunked("/echo"), "00000000000000005\r\nhello\r\n0\r\n\r\n"),
     ] {
         let mut lent = channel.prepare();
         lent.far.send(sent);
@@ -286,6 +289,30 @@ pub fn takes_no_cut_body_for_a_whole_one(language: Language) {
     channel.is_alive();
 }
 
+/// Who leaves within the body has left, in whatever framing and wherever in it.
+pub fn takes_a_cut_body_for_a_client_that_left(language: Language) {
+    let daemon = Daemon::native(language);
+    let mut channel = Channel::open(&daemon);
+    for (request, sent) in [
+        (Request::post("/echo", 6), "hello"),
+        (Request::post("/echo", 6), ""),
+        (Request::chunked("/echo"), ""),
+        (Request::chunked("/echo"), "6"),
+        (Request::chunked("/echo"), "6\r\nhello"),
+        (Request::chunked("/echo"), "5\r\nhello"),
+        (Request::chunked("/echo"), "5\r\nhello\r\n"),
+        (Request::chunked("/echo"), "5\r\nhello\r\n0\r\nA: b\r\n"),
+    ] {
+        let mut lent = channel.prepare();
+        lent.far.send(sent);
+        lent.far.0.shutdown(Shutdown::Write).unwrap();
+        channel.hand_again(&mut lent, &request);
+        channel.taken(&mut lent);
+        let (_, report) = channel.ended(lent);
+        assert_eq!(report.result.word(), "client-gone", "{sent:?}: {report:?}");
+    }
+}
+
 /// What cannot be read is not taken.
 pub fn takes_no_framing_that_it_does_not_know(language: Language) {
     let daemon = Daemon::native(language);
@@ -296,7 +323,22 @@ pub fn takes_no_framing_that_it_does_not_know(language: Language) {
     };
     let mut unasked = Request::post("/echo", 4);
     unasked.memfds[0] = Some(memfd(b"body"));
-    for request in [strange("carrier-pigeon"), strange("Chunked"), strange("memfd"), unasked] {
+    let length = |remaining: Value| {
+        let mut request = Request::post("/echo", 0);
+        request.metadata["body"]["remaining"] = remaining;
+        request
+    };
+    let all = [
+        strange("carrier-pigeon"),
+        strange("Chunked"),
+        strange("memfd"),
+        unasked,
+        length((-1).into()),
+        length("5".into()),
+        length(1.5.into()),
+    ];
+    for request in all {
+        let _what = Named(&request.metadata.to_string());
         let mut channel = Channel::open(&daemon);
         let lent = channel.hand(&request);
         if let Some(refusal) = channel.refused_or_ended(&lent) {

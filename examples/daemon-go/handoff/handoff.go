@@ -129,7 +129,7 @@ const (
 	linger           = 2 * time.Second        // for what is unread when a client is closed
 	closing          = 250 * time.Millisecond // for gateways to close a channel that was drained
 	unreadBytesMax   = 64 << 10               // of a body that nobody wanted, before its client is given back
-	lineBytesMax     = 4096                   // a chunk's size line with its extensions
+	lineBytesMax     = 16 << 10               // a chunk's size line with its extensions
 	trailerBytesMax  = 16 << 10
 	textBytesMax     = 1024                               // of what is said for people
 	dataVariableMax  = 128<<10 - len("HANDOFF_DATA=\x00") // execve(2) takes strings of 128 KiB
@@ -2035,7 +2035,7 @@ func (b *body) readChunked(to []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if len(b.ahead) == 0 {
-			part := make([]byte, lineBytesMax)
+			part := make([]byte, 4096)
 			n, err := b.readRaw(part)
 			if err != nil {
 				return 0, err
@@ -2086,7 +2086,7 @@ func (b *body) takeByte(c byte) bool {
 			b.isExtension = true
 			return b.hasDigit && (c == ';' || c == ' ' || c == '\t')
 		}
-		if b.remaining > 1<<59 {
+		if b.line > 16 || b.remaining > 1<<59 {
 			return false
 		}
 		b.hasDigit = true
