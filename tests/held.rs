@@ -67,9 +67,8 @@ struct Measured {
 
 /// Bytes for each stream, from one count to the next.
 fn slopes(measured: &[Measured]) -> Vec<f64> {
-    let slope = |pair: &[Measured]| {
-        (pair[1].bytes as f64 - pair[0].bytes as f64) / (pair[1].held - pair[0].held) as f64
-    };
+    let slope =
+        |pair: &[Measured]| (pair[1].bytes as f64 - pair[0].bytes as f64) / (pair[1].held - pair[0].held) as f64;
     measured.windows(2).map(slope).collect()
 }
 
@@ -112,7 +111,8 @@ fn hold(gateway: &Gateway, daemon: u32, streams: &Mutex<Vec<Client>>, counts: &[
         }
         [one, other]
     };
-    let of = |all: &[Measured]| (slopes(all).iter().map(|slope| slope.round()).collect::<Vec<_>>(), overall(all).round());
+    let of =
+        |all: &[Measured]| (slopes(all).iter().map(|slope| slope.round()).collect::<Vec<_>>(), overall(all).round());
     println!(
         "{counts:?} streams: gateway 0 descriptors, {ticks} ticks in 2 s, {:?} bytes each; daemon {:?}",
         of(&of_gateway),

@@ -50,7 +50,8 @@ fn main() -> io::Result<()> {
         let timeout = acceptor.deadline().map_or(PollTimeout::NONE, |until| {
             PollTimeout::try_from(until.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX)
         });
-        let mut ready = [PollFd::new(acceptor.as_fd(), PollFlags::POLLIN), PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        let mut ready =
+            [PollFd::new(acceptor.as_fd(), PollFlags::POLLIN), PollFd::new(input.as_fd(), PollFlags::POLLIN)];
         poll(&mut ready, timeout)?;
         if ready[1].any() == Some(true) && !read_lines(&mut input, &mut pending)? {
             break;

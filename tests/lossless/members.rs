@@ -45,7 +45,9 @@ fn c(folder: &Path) -> Command {
         cc.args(["-Wall", "-Wextra", "-O2", "-pthread", "-I", library, "-o"]).arg(&new).arg(own("daemon.c"));
         let output = cc.output().expect("the compiler is there");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        fs::copy(&new, program.with_extension("new")).and_then(|_| fs::rename(program.with_extension("new"), &program)).expect("a folder");
+        fs::copy(&new, program.with_extension("new"))
+            .and_then(|_| fs::rename(program.with_extension("new"), &program))
+            .expect("a folder");
         program
     });
     Command::new(program)

@@ -32,7 +32,6 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-
 pub use kernel::{are_all, holds, inode_of, is_asleep, unread_at_the_gateway, waiting_at};
 
 /// How long a fact may take to become true.
