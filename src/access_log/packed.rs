@@ -114,7 +114,8 @@ impl Packed {
             status,
             attempts,
             daemons_tried,
-            bytes: out.into_boxed_slice(),
+            // Copied to its length: what is cut off a longer piece of memory stays lost beside it.
+            bytes: Box::from(&out[..]),
         }
     }
 

@@ -198,7 +198,7 @@ fn converse(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Ve
     let bytes: Vec<u8> = requests.iter().flat_map(|request| request.bytes.iter().copied()).collect();
     // Written while answers are read: there may be more than fits.
     let mut writer = reader.stream.try_clone().expect("a descriptor");
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let writing = (bytes.len() > 30_000).then(|| scope.spawn(|| drop(writer.write_all(&bytes))));
         if writing.is_none() {
             // Whoever has no answer for it may have closed it already.
@@ -210,8 +210,7 @@ fn converse(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Ve
             drop(reader.stream.shutdown(std::net::Shutdown::Both));
         }
         result
-    });
-    result
+    })
 }
 
 fn read_all(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Vec<Asked>) -> Result<bool, String> {

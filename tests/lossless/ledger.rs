@@ -56,7 +56,7 @@ fn judge(one: &Asked, lines: &[&Value], before: Option<&Value>, may_cut: bool) -
         ([], Got::Unheard) => return ("not heard behind the connection's last answer".to_owned(), false),
         // The end came before it was heard: the line before it must say why there was one.
         ([], Got::Cut { bytes: 0, .. }) => {
-            let is_explained = before.is_some_and(|line| is_daemons_end(line));
+            let is_explained = before.is_some_and(is_daemons_end);
             return ("not heard: the daemon of the one before it ended".to_owned(), !is_explained || !may_cut);
         }
         (lines, _) => return (format!("{} lines", lines.len()), true),
