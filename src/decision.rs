@@ -132,15 +132,18 @@ pub enum Action {
 }
 
 impl Action {
+    /// Each word there is for one.
+    pub const WORDS: [&str; 5] = ["abort", "handoff", "pass", "proxy", "respond"];
+
     /// The word for it in the access log.
     pub fn word(&self) -> &'static str {
-        match self {
-            Self::Abort => "abort",
-            Self::Handoff(_) => "handoff",
-            Self::Pass(_) => "pass",
-            Self::Proxy(_) => "proxy",
-            Self::Respond(_) => "respond",
-        }
+        Self::WORDS[match self {
+            Self::Abort => 0,
+            Self::Handoff(_) => 1,
+            Self::Pass(_) => 2,
+            Self::Proxy(_) => 3,
+            Self::Respond(_) => 4,
+        }]
     }
 }
 

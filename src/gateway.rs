@@ -378,7 +378,10 @@ fn settings<'a>(
         upstreams: Arc::clone(&upstreams),
         trusted_proxies: Arc::clone(&trusted_proxies),
         pages: pages.clone(),
-        sinks: Sinks { log: log.map(|(_, log)| log.clone()), counts: admin.is_some().then(|| Arc::clone(counts)) },
+        sinks: Arc::new(Sinks {
+            log: log.map(|(_, log)| log.clone()),
+            counts: admin.is_some().then(|| Arc::clone(counts)),
+        }),
     })
 }
 

@@ -41,7 +41,7 @@ pub struct Line(Option<Box<Pending>>);
 /// A record that is being filled in, and what it is for; without any of it, somebody else wants to read it.
 #[derive(Debug)]
 struct Pending {
-    sinks: Sinks,
+    sinks: Arc<Sinks>,
     record: Record,
 }
 
@@ -98,8 +98,8 @@ pub struct Record {
 
 impl Line {
     /// The line of a request that has begun to arrive. Where nobody wants to know it costs nothing.
-    pub fn begin(sinks: &Sinks, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
-        let pending = || Box::new(Pending { sinks: sinks.clone(), record: Record::begin(id, origin) });
+    pub fn begin(sinks: &Arc<Sinks>, id: crate::request::Id, origin: &crate::request::Origin) -> Self {
+        let pending = || Box::new(Pending { sinks: Arc::clone(sinks), record: Record::begin(id, origin) });
         Self(sinks.are_there().then(pending))
     }
 
@@ -112,7 +112,7 @@ impl Line {
     pub fn keep(&mut self, request: &Request) {
         if self.0.is_none() {
             self.0 =
-                Some(Box::new(Pending { sinks: Sinks::default(), record: Record::begin(request.id, &request.origin) }));
+                Some(Box::new(Pending { sinks: Arc::default(), record: Record::begin(request.id, &request.origin) }));
             self.request(request);
         }
     }
@@ -294,9 +294,9 @@ mod tests {
         Origin { peer: Peer::Tcp(address), local: "127.0.0.1:80".into(), listener: "http".into() }
     }
 
-    fn lines(options: &Options, path: &std::path::Path, fill: impl FnOnce(&Sinks)) -> Vec<String> {
+    fn lines(options: &Options, path: &std::path::Path, fill: impl FnOnce(&Arc<Sinks>)) -> Vec<String> {
         let log = AccessLog::open(options).expect("a temporary file");
-        fill(&Sinks { log: Some(log.clone()), counts: None });
+        fill(&Arc::new(Sinks { log: Some(log.clone()), counts: None }));
         log.flush();
         std::fs::read_to_string(path).expect("written").lines().map(str::to_owned).collect()
     }

@@ -63,7 +63,7 @@ pub struct Settings {
     /// Pages that replace the built-in ones.
     pub pages: ErrorPages,
     /// Where requests are logged and counted.
-    pub sinks: Sinks,
+    pub sinks: Arc<Sinks>,
 }
 
 /// What bounds a client.

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Weak;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
 use super::acknowledgement::{Look, look};
@@ -193,7 +194,10 @@ impl Unread {
             return Sealed::LeftUnwritten;
         }
         let client = self.client.as_raw_fd();
-        let written = match send(client, answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        // Held back until the end goes with it: a client that woke up in between would take this thread's processor, and
+        // with it the time in which a daemon could write behind the answer.
+        let held_back = MsgFlags::from_bits_retain(libc::MSG_MORE);
+        let written = match send(client, answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | held_back) {
             Ok(count) => count,
             Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ETIMEDOUT) => return Sealed::ClientGone,
             Err(_) => return Sealed::LeftUnwritten,

@@ -37,12 +37,15 @@ pub enum Version {
 }
 
 impl Version {
+    /// Each word there is for one.
+    pub const WORDS: [&str; 2] = ["1.0", "1.1"];
+
     /// `1.0` or `1.1`.
     pub fn word(self) -> &'static str {
-        match self {
-            Self::Http10 => "1.0",
-            Self::Http11 => "1.1",
-        }
+        Self::WORDS[match self {
+            Self::Http10 => 0,
+            Self::Http11 => 1,
+        }]
     }
 }
 

@@ -42,6 +42,9 @@ pub enum Got {
     Unavailable { bytes: u64 },
     /// The beginning of one daemon's answer, perhaps none of it, and then the connection's end.
     Cut { bytes: u64, is_reset: bool },
+    /// The gateway's 503, and behind it an answer of the daemon that took the client while it was being written: the one
+    /// thing that must not be and that nothing here can prevent, so the log must call it a conflict.
+    Both,
     /// The answer before it was the connection's last.
     Unheard,
 }
@@ -54,8 +57,6 @@ pub struct Asked {
     pub got: Got,
     /// How many were sent before it on its connection.
     pub nth: usize,
-    /// That were sent with it, and follow.
-    pub behind: usize,
     /// Names the connection.
     pub port: u16,
 }
@@ -197,7 +198,7 @@ fn converse(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Ve
     let bytes: Vec<u8> = requests.iter().flat_map(|request| request.bytes.iter().copied()).collect();
     // Written while answers are read: there may be more than fits.
     let mut writer = reader.stream.try_clone().expect("a descriptor");
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let writing = (bytes.len() > 30_000).then(|| scope.spawn(|| drop(writer.write_all(&bytes))));
         if writing.is_none() {
             // Whoever has no answer for it may have closed it already.
@@ -209,20 +210,30 @@ fn converse(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Ve
             drop(reader.stream.shutdown(std::net::Shutdown::Both));
         }
         result
-    });
-    result
+    })
 }
 
 fn read_all(reader: &mut Reader, requests: Vec<Request>, port: u16, all: &mut Vec<Asked>) -> Result<bool, String> {
     let mut goes_on = true;
-    let count = requests.len();
-    for (at, request) in requests.into_iter().enumerate() {
+    let mut last = None;
+    for request in requests {
         let got = if goes_on { read(reader, &request, &mut goes_on)? } else { Got::Unheard };
         let nth = all.len();
-        all.push(Asked { mark: request.mark, kind: request.kind, got, nth, behind: count - at - 1, port });
+        all.push(Asked { mark: request.mark.clone(), kind: request.kind, got, nth, port });
+        if !goes_on && last.is_none() {
+            last = Some((nth, request));
+        }
     }
     if !goes_on {
         reader.fill(|_| false)?;
+        let (nth, request) = last.expect("it ended with one");
+        let is_sealed = matches!(all[nth].got, Got::Unavailable { .. });
+        if is_sealed
+            && !reader.bytes.is_empty()
+            && matches!(read(reader, &request, &mut true)?, Got::Daemon { .. } | Got::Cut { .. })
+        {
+            all[nth].got = Got::Both;
+        }
         if !reader.bytes.is_empty() {
             return Err(format!("a second voice behind the end: {}, {all:?}", reader.shown()));
         }

@@ -56,7 +56,7 @@ fn judge(one: &Asked, lines: &[&Value], before: Option<&Value>, may_cut: bool) -
         ([], Got::Unheard) => return ("not heard behind the connection's last answer".to_owned(), false),
         // The end came before it was heard: the line before it must say why there was one.
         ([], Got::Cut { bytes: 0, .. }) => {
-            let is_explained = before.is_some_and(|line| is_daemons_end(line));
+            let is_explained = before.is_some_and(is_daemons_end);
             return ("not heard: the daemon of the one before it ended".to_owned(), !is_explained || !may_cut);
         }
         (lines, _) => return (format!("{} lines", lines.len()), true),
@@ -77,6 +77,8 @@ fn judge(one: &Asked, lines: &[&Value], before: Option<&Value>, may_cut: bool) -
                 "handed-off" if status.is_none() => may_cut,
                 "returned" => is_counted && !matches!(one.kind, Kind::Stream | Kind::Last),
                 "handed-off" => is_counted,
+                // It had just taken the client when the gateway gave it up, and looked before it wrote.
+                "unanswered" => may_cut && error == Some("fate unknown: closed unwritten"),
                 _ => false,
             };
             (format!("one daemon's answer: {said}"), !is_right)
@@ -88,14 +90,20 @@ fn judge(one: &Asked, lines: &[&Value], before: Option<&Value>, may_cut: bool) -
         Got::Cut { bytes, is_reset } => {
             let how = if *is_reset { "reset" } else { "closed" };
             let after = if *bytes == 0 { "without a byte" } else { "within an answer" };
-            let is_right = may_cut && (is_daemons_end(line) || outcome == "unanswered");
+            let is_right = may_cut && is_daemons_end(line);
             (format!("{how} {after}: {said}"), !is_right)
+        }
+        Got::Both => {
+            let is_right =
+                may_cut && outcome == "unanswered" && error.is_some_and(|error| error.starts_with("conflict"));
+            (format!("TWO VOICES: {said}"), !is_right)
         }
         Got::Unheard => ("heard behind the connection's last answer".to_owned(), true),
     }
 }
 
-/// Whether a line says that a daemon had the client and did not bring it to an end.
+/// Whether a line says that a daemon had the client, or may have, and did not bring it to an end.
 fn is_daemons_end(line: &Value) -> bool {
-    line["outcome"] == "handed-off" && (line["status"].is_null() || line["error"].is_string())
+    line["outcome"] == "unanswered"
+        || line["outcome"] == "handed-off" && (line["status"].is_null() || line["error"].is_string())
 }
