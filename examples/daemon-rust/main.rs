@@ -1,5 +1,6 @@
 //! A daemon that takes handed-over clients and answers each by its request's path, one thread each.
-//! `daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]`
+//! `daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]`; `-` is what it was started
+//! with: a listener (systemd, or standard input), one connection (`Accept=yes`, inetd), or one request (CGI)
 
 mod paths;
 
@@ -25,7 +26,7 @@ struct Arguments {
 
 fn main() -> io::Result<ExitCode> {
     let Some(arguments) = arguments() else {
-        eprintln!("usage: daemon SOCKET [baton|seqpacket|stream|fdpass|datagram] [--interval MS] [--in-flight-max N]");
+        eprintln!("usage: daemon SOCKET [seqpacket|stream|fdpass|datagram|baton] [--interval MS] [--in-flight-max N]");
         return Ok(ExitCode::from(2));
     };
     let Arguments { socket, dialect, interval, in_flight_max } = arguments;
@@ -36,14 +37,20 @@ fn main() -> io::Result<ExitCode> {
     signals.thread_block()?;
 
     let report = |error: &_| eprintln!("dropped a peer: {error}");
-    let mut acceptor = Acceptor::bind(&socket, dialect, Options { in_flight_max, report, ..Options::default() })?;
+    let options = Options { in_flight_max, report, ..Options::default() };
+    let is_inherited = socket == "-";
+    let mut acceptor =
+        if is_inherited { Acceptor::inherited(dialect, options)? } else { Acceptor::bind(&socket, dialect, options)? };
     let stop = acceptor.stop_handle();
     thread::spawn(move || {
         // It fails only for a set that is not blocked.
         let _ = signals.wait();
         stop.stop();
     });
-    println!("ready {socket}");
+    // Standard output may be somebody's answer.
+    if !is_inherited {
+        println!("ready {socket}");
+    }
     while let Some(handoff) = acceptor.accept()? {
         // A thread that cannot be had drops the handoff, which refuses it: another daemon takes the client.
         let serving = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || paths::serve(handoff, interval));
@@ -66,7 +73,7 @@ fn reason(word: &str) -> Option<Reason> {
 }
 
 fn arguments() -> Option<Arguments> {
-    let (mut socket, mut dialect) = (None, Dialect::Baton);
+    let (mut socket, mut dialect) = (None, Dialect::Seqpacket);
     let (mut interval_ms, mut in_flight_max) = (100, Options::default().in_flight_max);
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {

@@ -11,6 +11,7 @@
 //! | `setsockopt(TCP_DEFER_ACCEPT)` (tcp(7)) | clients are accepted when they have said something |
 //! | `setsockopt(SO_ATTACH_FILTER)` (socket(7)) | nobody connects in the moment in which a listener closes |
 //! | `close_range(CLOSE_RANGE_CLOEXEC)` | programs that are started get no descriptor by accident |
+//! | `fcntl(F_DUPFD_CLOEXEC)` | a socket that a service manager passed on, by its number |
 //! | `epoll_create1`, `epoll_ctl`, `epoll_wait` (epoll(7)) | a daemon's sockets, behind one descriptor that any runtime can wait for |
 //!
 //! Receiving does not go through nix's `recvmsg`: it reports a truncated control message as an error and leaves the
@@ -330,6 +331,17 @@ pub fn close_on_exec_beyond_stderr() -> io::Result<()> {
     // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC it closes nothing and only sets flags.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// A copy, close-on-exec, of a descriptor that this process was started with, by the number that its starter has agreed on.
+///
+/// # Errors
+/// Nothing is open there.
+pub(super) fn copy_of_inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes integers, and says so where nothing is open; the copy is new, and owned this once.
+    let copy = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// What is waited for on many descriptors at once, by the kernel's own table (epoll(7)). It says each time what is true,

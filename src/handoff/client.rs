@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::linger;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, MsgFlags, setsockopt, sockopt};
+use nix::unistd::{read, write};
 
 /// Makes reads and writes of a socket wait, or not, for every holder of it.
 pub(super) fn set_blocking(client: BorrowedFd<'_>, blocking: bool) -> io::Result<()> {
@@ -21,15 +22,21 @@ pub(super) fn set_blocking(client: BorrowedFd<'_>, blocking: bool) -> io::Result
     Ok(())
 }
 
-/// Writes what there is room for, without waiting and without SIGPIPE.
+/// Writes what there is room for, without waiting and without SIGPIPE. The pipe of a CGI program may wait.
 pub(super) fn send(client: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<usize> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    uninterrupted(|| socket::send(client.as_raw_fd(), bytes, flags))
+    match uninterrupted(|| socket::send(client.as_raw_fd(), bytes, flags)) {
+        Err(Errno::ENOTSOCK) => uninterrupted(|| write(client, bytes)),
+        result => result,
+    }
 }
 
-/// Reads what is there, without waiting; 0 at the end.
+/// Reads what is there, without waiting; 0 at the end. The pipe of a CGI program may wait.
 pub(super) fn receive(client: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<usize> {
-    uninterrupted(|| socket::recv(client.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT))
+    match uninterrupted(|| socket::recv(client.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
+        Err(Errno::ENOTSOCK) => uninterrupted(|| read(client, buffer)),
+        result => result,
+    }
 }
 
 /// Whether somebody is there who could still read: a client that has only ended its sending side looks as if it had left;

@@ -137,20 +137,20 @@
 //! the system:
 //!
 //! ```no_run
-//! use std::io::Write as _;
+//! use baton::handoff::{Acceptor, Dialect, End, Options};
 //!
-//! use baton::handoff::{Acceptor, Dialect, Options};
-//!
-//! let mut acceptor = Acceptor::bind("/run/hello.sock", Dialect::Seqpacket, Options::default())?;
-//! while let Some(handoff) = acceptor.accept()? {
-//!     handoff.set_blocking(true)?;
-//!     let mut client = handoff.into_stream();
-//!     client.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nhello\n")?;
+//! let mut acceptor = Acceptor::bind("/run/hello.sock", Dialect::Baton, Options::default())?;
+//! while let Some(mut handoff) = acceptor.accept()? {
+//!     let end = match handoff.respond_keep_alive(200, &[("Content-Type", "text/plain")], b"hello\n") {
+//!         Ok(()) => End::ok(),
+//!         Err(error) => End::from(&error),
+//!     };
+//!     handoff.give_back(end);
 //! }
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Nothing in here is about HTTP, and nothing of the rest of the crate is used.
+//! Nothing in here but a daemon's body reader and response writer is about HTTP, and nothing of the rest of the crate is used.
 
 #[cfg(feature = "gateway")]
 mod acknowledgement;

@@ -19,6 +19,7 @@ use super::super::dialect::{Dialect, SocketKind};
 use super::super::resolved::Resolved;
 use super::engine::{Engine, Listener, Until};
 use super::handoff::Handoff;
+use super::inherited::{Inherited, inherited};
 use super::options::{Allowed, Options};
 use super::shared::{Load, Shared, Stop};
 use super::socket_file::{SocketFile, remove_stale};
@@ -47,9 +48,15 @@ use super::socket_file::{SocketFile, remove_stale};
 /// use baton::handoff::{Acceptor, Handoff};
 /// use tokio::io::{Interest, unix::AsyncFd};
 ///
-/// async fn accept(acceptor: &mut Acceptor) -> std::io::Result<Option<Handoff>> {
-///     // To be kept from one client to the next, where many come.
-///     let readiness = AsyncFd::with_interest(acceptor.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+/// /// What tells that there may be something to accept.
+/// fn readiness(acceptor: &Acceptor) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+///     let copy = acceptor.as_fd().try_clone_to_owned()?;
+///     // SAFETY: the copy stays open as long as its registration, which owns it.
+///     let registered = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) };
+///     registered.map_err(|error| error.into_parts().1)
+/// }
+///
+/// async fn accept(acceptor: &mut Acceptor, readiness: &AsyncFd<std::os::fd::OwnedFd>) -> std::io::Result<Option<Handoff>> {
 ///     loop {
 ///         let mut ready = readiness.readable().await?;
 ///         match acceptor.try_accept()? {
@@ -127,6 +134,39 @@ impl Acceptor {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         Self::new(Some(Listener { socket: UnixListener::from(listener), file: None }), dialect, options, allowed)
+    }
+
+    /// Takes what this process was started with: a listener that a service manager has passed on (`LISTEN_FDS` and
+    /// `LISTEN_PID`, or standard input), or, for one handoff, then the end, a gateway's connection on standard input (`Accept=yes`), a client there (inetd,
+    /// `baton receive`), or the request of a server that starts CGI programs. `dialect` is what a listener or a
+    /// gateway's connection speaks. A client's request is known as far as the environment tells; inetd's has not been read by anybody, its head included.
+    ///
+    /// # Errors
+    /// NotFound when there is none of these, NotConnected or PermissionDenied for a gateway's connection that is none or not from one who may hand over, or as for
+    /// [`from_listener_of`](Self::from_listener_of).
+    pub fn inherited(dialect: Dialect, options: Options) -> io::Result<Self> {
+        let connection = match inherited()? {
+            Inherited::Listener(listener) => return Self::from_listener_of(listener, dialect, options),
+            Inherited::Client(client) => {
+                let acceptor = Self::new(None, dialect, options, Allowed::nobody())?;
+                if let Some(engine) = &mut *acceptor.shared.engine() {
+                    engine.give_one(Handoff::inherited(&acceptor.shared, *client));
+                }
+                return Ok(acceptor);
+            }
+            Inherited::Connection(connection) => connection,
+        };
+        let allowed = Allowed::new(&options)?;
+        let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
+        if !allowed.includes(peer.uid(), peer.gid()) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        // The gateway is told not to send a second.
+        let acceptor = Self::new(None, dialect, Options { in_flight_max: 1, ..options }, allowed)?;
+        if let Some(engine) = &mut *acceptor.shared.engine() {
+            engine.take_one(&acceptor.shared, connection)?;
+        }
+        Ok(acceptor)
     }
 
     fn new(listener: Option<Listener>, dialect: Dialect, options: Options, allowed: Allowed) -> io::Result<Self> {

@@ -183,7 +183,7 @@ struct Socket<'a>(&'a Handoff);
 
 impl Source for Socket<'_> {
     fn receive(&self, buffer: &mut [u8]) -> Result<usize, ClientError> {
-        let socket: BorrowedFd<'_> = self.0.client_socket()?.as_fd();
+        let socket: BorrowedFd<'_> = self.0.input_socket()?.as_fd();
         loop {
             match client::receive(socket, buffer) {
                 Ok(count) => return Ok(count),

@@ -51,6 +51,8 @@ pub(super) struct Engine {
     /// When the listener is looked at again.
     paused_until: Option<Instant>,
     has_stopped: bool,
+    /// How many more are given out, where that is bounded.
+    left: Option<usize>,
     woken: PipeReader,
 }
 
@@ -96,18 +98,32 @@ impl Engine {
             busy: None,
             paused_until: None,
             has_stopped: false,
+            left: None,
             woken,
         })
+    }
+
+    /// Gives out this one, then none.
+    pub(super) fn give_one(&mut self, handoff: Handoff) {
+        self.ready.push_back(handoff);
+        self.left = Some(1);
+    }
+
+    /// Gives out whom this connection hands over, then none.
+    pub(super) fn take_one(&mut self, shared: &Arc<Shared>, connection: OwnedFd) -> io::Result<()> {
+        self.left = Some(1);
+        self.admit(shared, connection)
     }
 
     /// The next client, or `None` once asked to stop. Waits for it until then, or not at all; `Pending` when there is none.
     pub(super) fn next(&mut self, shared: &Arc<Shared>, until: Until) -> io::Result<Poll<Option<Handoff>>> {
         loop {
-            if shared.is_stopping() {
+            if shared.is_stopping() || self.left == Some(0) {
                 self.stop(shared);
                 return Ok(Poll::Ready(None));
             }
             if let Some(handoff) = self.ready.pop_front() {
+                self.left = self.left.map(|left| left - 1);
                 return Ok(Poll::Ready(Some(handoff)));
             }
             if self.listener.is_none() && self.incoming.is_empty() && self.gateways.is_empty() {
@@ -162,6 +178,14 @@ impl Engine {
             for gateway in self.gateways.values() {
                 let _ = gateway.channel.say(&Frame::Draining, Urgency::Now);
             }
+            // What has been sent until now is answered at once; a gateway that never stops is heard like any other.
+            for token in self.gateways.keys().copied().collect::<Vec<_>>() {
+                for _ in 0..=shared.options.in_flight_max {
+                    if !self.hear(shared, token) {
+                        break;
+                    }
+                }
+            }
         }
         self.refuse_ready();
         shared.set_waiting(true);
@@ -183,14 +207,14 @@ impl Engine {
             }
         }
         // While a channel has packets, asking the kernel which channel has some is a call too many.
-        if let Some((token, packets)) = self.busy {
-            if packets < PACKETS_MAX {
-                self.busy = Some((token, packets + 1));
-                if self.hear(shared, token) {
-                    return Ok(Step::Some);
-                }
-                self.busy = None;
+        if let Some((token, packets)) = self.busy
+            && packets < PACKETS_MAX
+        {
+            self.busy = Some((token, packets + 1));
+            if self.hear(shared, token) {
+                return Ok(Step::Some);
             }
+            self.busy = None;
         }
         let is_busy = self.busy.take().is_some();
         if !is_busy {

@@ -19,6 +19,7 @@ use super::super::message::Message;
 use super::body::Input;
 use super::channel::Channel;
 use super::error::ClientError;
+use super::inherited::Client;
 use super::offer::Offer;
 use super::response::Output;
 use super::shared::Shared;
@@ -43,6 +44,8 @@ pub(super) struct Inner {
     pub shared: Arc<Shared>,
     /// `None` once it has ended.
     pub client: Option<OwnedFd>,
+    /// Where the body is read from, if not from there.
+    pub other_input: Option<OwnedFd>,
     pub lease: Lease,
     pub metadata: Map<String, Value>,
     pub data: Vec<u8>,
@@ -79,6 +82,7 @@ impl Handoff {
             inner: Box::new(Inner {
                 shared: Arc::clone(shared),
                 client: Some(client),
+                other_input: None,
                 lease,
                 metadata: Map::new(),
                 data,
@@ -94,6 +98,18 @@ impl Handoff {
     /// One that came with its message.
     pub(super) fn alone(shared: &Arc<Shared>, message: Message, client: OwnedFd) -> Self {
         Self::new(shared, client, Lease::Alone, message.into_data())
+    }
+
+    /// One that this process was started for.
+    pub(super) fn inherited(shared: &Arc<Shared>, client: Client) -> Self {
+        let Client { socket, input, data, metadata, framing, is_head_sent, is_cgi } = client;
+        let mut handoff = Self::new(shared, socket, Lease::Alone, data);
+        handoff.inner.metadata = metadata;
+        handoff.inner.input = Input::new(Vec::new(), framing, None);
+        handoff.inner.other_input = input;
+        handoff.inner.output = Output::new(is_head_sent);
+        handoff.inner.output.is_cgi = is_cgi;
+        handoff
     }
 
     /// One that came on a channel.
@@ -144,6 +160,11 @@ impl Handoff {
     /// The socket, of a client that was taken.
     pub(super) fn client_socket(&self) -> Result<&OwnedFd, ClientError> {
         self.inner.client.as_ref().ok_or(ClientError::ChannelEnded)
+    }
+
+    /// Where its body is read from.
+    pub(super) fn input_socket(&self) -> Result<&OwnedFd, ClientError> {
+        self.inner.other_input.as_ref().map_or_else(|| self.client_socket(), Ok)
     }
 
     /// Makes the client this process's: says TAKEN. Once is enough, and whatever reads from or writes to the client does it. In
@@ -209,7 +230,7 @@ impl Handoff {
 
     fn wait_once(&self, wanted: PollFlags, until: Option<Instant>) -> Result<(), ClientError> {
         let shared = &self.inner.shared;
-        let client = self.client_socket()?;
+        let client = if wanted == PollFlags::POLLIN { self.input_socket()? } else { self.client_socket()? };
         let is_lent = matches!(self.inner.lease, Lease::Channel { .. });
         loop {
             // Asked for before the flag is looked at, so that a revocation in between ends it.

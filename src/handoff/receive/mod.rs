@@ -10,6 +10,7 @@ mod environment;
 mod error;
 mod handoff;
 pub(super) mod incoming;
+mod inherited;
 mod offer;
 mod options;
 mod peer;

@@ -91,6 +91,11 @@ impl Allowed {
         Ok(Self { uids, gids })
     }
 
+    /// Where nobody connects.
+    pub(super) fn nobody() -> Self {
+        Self { uids: Vec::new(), gids: Vec::new() }
+    }
+
     pub(super) fn includes(&self, uid: u32, gid: u32) -> bool {
         self.uids.contains(&uid) || self.gids.contains(&gid)
     }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::super::ancillary::{self, Received, Wanted};
 use super::super::native::frame::{self, Frame, Hello, Reason, Refusal};
-use super::super::native::header::VERSION;
+use super::super::native::header::{PACKET_BYTES_MAX, VERSION};
 use super::channel::{Channel, Urgency};
 use super::handoff::Handoff;
 use super::incoming::{Buffer, ReceiveError};
@@ -79,7 +79,7 @@ impl Gateway {
         if bytes == 0 && descriptors.is_empty() {
             return Ok(Heard::End);
         }
-        if is_cut {
+        if is_cut || bytes > PACKET_BYTES_MAX {
             return Err(ReceiveError::TooLarge);
         }
         let frames = frames(&buffer.bytes()[..bytes])?;

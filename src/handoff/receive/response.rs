@@ -19,6 +19,8 @@ pub(super) struct Output {
     head: Head,
     pub status: Option<u16>,
     pub bytes: u64,
+    /// Whether a server makes the head of what it is told.
+    pub is_cgi: bool,
 }
 
 /// Which head the client has.
@@ -36,9 +38,18 @@ enum Head {
     Begun,
 }
 
+/// What becomes of the connection behind a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Close,
+    KeepAlive,
+    /// It is a server's (CGI, RFC 3875 §6), which makes a head of what it is told.
+    Servers,
+}
+
 impl Output {
     pub(super) fn new(is_head_sent: bool) -> Self {
-        Self { head: if is_head_sent { Head::Gateways } else { Head::None }, status: None, bytes: 0 }
+        Self { head: if is_head_sent { Head::Gateways } else { Head::None }, status: None, bytes: 0, is_cgi: false }
     }
 
     pub(super) fn is_head_sent(&self) -> bool {
@@ -95,7 +106,8 @@ impl Handoff {
             return self.write(body);
         }
         let length = if status == 204 { None } else { Some(body.len()) };
-        let mut message = head(status, headers, length.filter(|_| has_body), is_kept).ok_or(ClientError::Head)?;
+        let connection = self.connection(is_kept);
+        let mut message = head(status, headers, length.filter(|_| has_body), connection).ok_or(ClientError::Head)?;
         let is_glued = body.len() <= GLUED_BYTES_MAX;
         if is_glued {
             message.extend_from_slice(body);
@@ -114,9 +126,17 @@ impl Handoff {
         if self.is_head_sent() {
             return self.take();
         }
-        let message = head(status, headers, None, false).ok_or(ClientError::Head)?;
+        let message = head(status, headers, None, self.connection(false)).ok_or(ClientError::Head)?;
         self.note_head(Head::Begun, status)?;
         self.send_all(&message)
+    }
+
+    fn connection(&self, is_kept: bool) -> Connection {
+        match is_kept {
+            _ if self.inner().output.is_cgi => Connection::Servers,
+            true => Connection::KeepAlive,
+            false => Connection::Close,
+        }
     }
 
     fn note_head(&mut self, head: Head, status: u16) -> Result<(), ClientError> {
@@ -179,11 +199,12 @@ impl Handoff {
 }
 
 /// A response's head. With a length it says so, and whether the next request may follow.
-fn head(status: u16, headers: &[(&str, &str)], length: Option<usize>, is_kept: bool) -> Option<Vec<u8>> {
+fn head(status: u16, headers: &[(&str, &str)], length: Option<usize>, connection: Connection) -> Option<Vec<u8>> {
     if !(200..600).contains(&status) {
         return None;
     }
-    let mut text = format!("HTTP/1.1 {status} {}\r\n", phrase(status));
+    let begins = if connection == Connection::Servers { "Status:" } else { "HTTP/1.1" };
+    let mut text = format!("{begins} {status} {}\r\n", phrase(status));
     for (name, value) in headers {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let ends_line = |byte: u8| matches!(byte, b'\r' | b'\n' | 0);
@@ -198,7 +219,11 @@ fn head(status: u16, headers: &[(&str, &str)], length: Option<usize>, is_kept: b
     if let Some(length) = length {
         write!(text, "Content-Length: {length}\r\n").ok()?;
     }
-    text.push_str(if is_kept { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
+    text.push_str(match connection {
+        Connection::Close => "Connection: close\r\n\r\n",
+        Connection::KeepAlive => "Connection: keep-alive\r\n\r\n",
+        Connection::Servers => "\r\n",
+    });
     Some(text.into_bytes())
 }
 
@@ -244,15 +269,16 @@ mod tests {
 
     #[test]
     fn a_head_says_what_follows_and_lets_nobody_end_a_line() {
-        let text = |length, is_kept| head(200, &[("X-A", "b"), ("content-length", "9")], length, is_kept).unwrap();
+        let text = |length, next| head(200, &[("X-A", "b"), ("content-length", "9")], length, next).unwrap();
         assert_eq!(
-            text(Some(5), false),
+            text(Some(5), Connection::Close),
             b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
         );
-        assert_eq!(text(None, true), b"HTTP/1.1 200 OK\r\nX-A: b\r\nConnection: keep-alive\r\n\r\n");
+        assert_eq!(text(None, Connection::KeepAlive), b"HTTP/1.1 200 OK\r\nX-A: b\r\nConnection: keep-alive\r\n\r\n");
+        assert_eq!(text(Some(5), Connection::Servers), b"Status: 200 OK\r\nX-A: b\r\nContent-Length: 5\r\n\r\n");
         for (name, value) in [("", "b"), ("a b", "c"), ("a:", "c"), ("a", "b\r\nc: d"), ("a", "b\0"), ("a\n", "b")] {
-            assert_eq!(head(200, &[(name, value)], None, false), None);
+            assert_eq!(head(200, &[(name, value)], None, Connection::Close), None);
         }
-        assert!(head(199, &[], None, false).is_none() && head(600, &[], None, false).is_none());
+        assert!([199, 600].into_iter().all(|status| head(status, &[], None, Connection::Close).is_none()));
     }
 }
