@@ -77,7 +77,11 @@ impl Channel {
         let mut tries = 0;
         // Where the daemon has made room once more in a while, it still reads.
         while tries < 20 {
-            match nix::sys::socket::send(self.socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match nix::sys::socket::send(
+                self.socket.as_raw_fd(),
+                packet,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(_) => tries = 0,
                 Err(nix::errno::Errno::EAGAIN) => {
                     tries += 1;
