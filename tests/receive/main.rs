@@ -1,7 +1,14 @@
 //! `baton receive` behind the real gateway: any program as a daemon.
 
+mod inherited;
+mod native;
+mod prefork;
+#[path = "../acceptor/scripted.rs"]
+mod scripted;
+mod stderr;
 #[path = "../support/mod.rs"]
 mod support;
+mod times;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -598,6 +605,16 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         (&["s.sock", "true"], "true"),
         (&["--dialect", "auto", "s.sock", "--", "true"], "seqpacket, stream, fdpass, datagram or baton"),
         (&["--clients-max", "0", "s.sock", "--", "true"], "clients-max"),
+        (&["--clients-max", "100001", "s.sock", "--", "true"], "clients-max"),
+        (&["--prefork", "0", "s.sock", "--", "true"], "prefork"),
+        (&["--prefork", "1001", "s.sock", "--", "true"], "prefork"),
+        (&["--prefork", "1", "--timeout", "1s", "s.sock", "--", "true"], "--prefork"),
+        (&["--prefork", "1", "--stall-timeout", "1s", "s.sock", "--", "true"], "--prefork"),
+        (&["--prefork", "1", "--clients-max", "1", "s.sock", "--", "true"], "--prefork"),
+        (&["--prefork", "1", "--allow-gid", "1", "s.sock", "--", "true"], "--prefork"),
+        (&["--timeout", "0s", "s.sock", "--", "true"], "at least 1ms"),
+        (&["--stall-timeout", "0ms", "s.sock", "--", "true"], "at least 1ms"),
+        (&["--allow-gid", "-1", "s.sock", "--", "true"], "allow-gid"),
         (&["--timeout", "5", "s.sock", "--", "true"], "ms, s, m or h"),
         (&["--timeout", "99999999999999999h", "s.sock", "--", "true"], "ms, s, m or h"),
         (&["--drain-timeout", "s", "s.sock", "--", "true"], "ms, s, m or h"),

@@ -99,6 +99,8 @@ fn receive(
         let (arguments, folder, own) = (Arc::clone(&arguments), Arc::clone(&folder), Arc::clone(stopping));
         let serving = thread::Builder::new().spawn(move || {
             client::serve(handoff, &arguments, &folder, &own);
+            // Whoever waits for the last seat removes the folder.
+            drop(folder);
             drop(seat);
         });
         if let Err(error) = serving {
