@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         _ => None,
     };
     let log = match &command {
-        // It decides about signals before any thread is begun, and writes what it has to say itself.
+        // It writes what it has to say itself, with what its programs say.
         Command::Receive(_) | Command::ReceiveStart(_) => None,
         _ => match baton::log::begin(log_format, log_level.as_deref(), usual, watched) {
             Ok(log) => Some(log),

@@ -3,6 +3,7 @@
 mod inherited;
 mod native;
 mod prefork;
+#[allow(dead_code, reason = "what only the library's tests ask of it")]
 #[path = "../acceptor/scripted.rs"]
 mod scripted;
 mod stderr;
@@ -614,7 +615,7 @@ fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
         (&["--prefork", "1", "--allow-gid", "1", "s.sock", "--", "true"], "--prefork"),
         (&["--timeout", "0s", "s.sock", "--", "true"], "at least 1ms"),
         (&["--stall-timeout", "0ms", "s.sock", "--", "true"], "at least 1ms"),
-        (&["--allow-gid", "-1", "s.sock", "--", "true"], "allow-gid"),
+        (&["--allow-gid", "root", "s.sock", "--", "true"], "allow-gid"),
         (&["--timeout", "5", "s.sock", "--", "true"], "ms, s, m or h"),
         (&["--timeout", "99999999999999999h", "s.sock", "--", "true"], "ms, s, m or h"),
         (&["--drain-timeout", "s", "s.sock", "--", "true"], "ms, s, m or h"),

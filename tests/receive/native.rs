@@ -24,6 +24,13 @@ pub(crate) fn start(options: &[&str], script: &str) -> (Gateway, Receiver, Scrip
     (gateway, receiver, script)
 }
 
+/// What it has open with this gateway while it serves nobody: once somebody was served, what tells of revocations too.
+#[track_caller]
+pub(crate) fn open(receiver: &Receiver, script: &mut Script) -> usize {
+    eventually("both have said HELLO", || script.has_greeting().then_some(()));
+    receiver.descriptors() + 2
+}
+
 /// Hands one over and waits for its end.
 #[track_caller]
 pub(crate) fn ask(script: &mut Script, id: u64) -> (String, Report) {
@@ -42,7 +49,7 @@ fn answer_of(status: &str) -> String {
 #[test]
 fn what_was_written_is_reported() {
     let (_gateway, receiver, mut script) = start(&[], &format!("{HEAD} head -c 100000 /dev/zero | tr '\\0' x"));
-    let before = receiver.descriptors();
+    let before = open(&receiver, &mut script);
     for id in 1..=20 {
         let (answer, report) = ask(&mut script, id);
         assert_eq!(answer.len(), ANSWERED.len() + 100_000);
@@ -145,7 +152,7 @@ fn revoked_it_is_told_to_end_and_then_killed() {
 fn a_client_that_leaves_is_gone() {
     for program in [format!("{HEAD} while echo tick; do sleep 0.01; done"), format!("{HEAD} echo tick; sleep 1000")] {
         let (_gateway, receiver, mut script) = start(&[], &program);
-        let before = receiver.descriptors();
+        let before = open(&receiver, &mut script);
         let mut far = script.hand_over(1, scripted::get());
         script.taken(1);
         far.read_exact(&mut vec![0; ANSWERED.len()]).unwrap();
@@ -191,7 +198,10 @@ fn fed(
     let mut sender = far.try_clone().unwrap();
     let sent = sent.to_vec();
     // By itself: a pipe and two sockets hold less than this.
-    let sending = std::thread::spawn(move || drop(sender.write_all(&sent)));
+    let sending = std::thread::spawn(move || {
+        drop(sender.write_all(&sent));
+        drop(sender.shutdown(Shutdown::Write));
+    });
     script.taken(id);
     let mut answer = String::new();
     far.read_to_string(&mut answer).expect("whole");
@@ -203,7 +213,7 @@ fn fed(
 #[test]
 fn a_body_that_is_not_on_the_socket_comes_by_a_pipe() {
     let (_gateway, receiver, mut script) = start(&[], &format!("{HEAD} test -p /dev/stdin && echo pipe; cat"));
-    let before = receiver.descriptors();
+    let before = open(&receiver, &mut script);
     let large = vec![b'm'; 1 << 20];
     let text = String::from_utf8(large.clone()).unwrap();
     let memfd = json!({"framing": "memfd", "remaining": large.len()});
@@ -347,7 +357,7 @@ fn a_mebibyte_of_data_is_in_the_file_and_one_byte_more_is_refused() {
 #[test]
 fn what_a_program_leaves_behind_does_not_keep_its_client() {
     let (_gateway, receiver, mut script) = start(&[], &format!("{HEAD} sleep 1000 & echo $!"));
-    let before = receiver.descriptors();
+    let before = open(&receiver, &mut script);
     let (answer, report) = ask(&mut script, 1);
     let left = answer.strip_prefix(ANSWERED).unwrap().trim().parse().unwrap();
     assert_eq!(report.result, Outcome::Ok);
@@ -440,7 +450,7 @@ fn the_real_gateway_logs_what_the_program_did() {
 #[test]
 fn kill_9_of_programs_leaves_nothing_behind() {
     let (_gateway, receiver, mut script) = start(&[], &format!("{HEAD} echo $$; read word"));
-    let before = receiver.descriptors();
+    let before = open(&receiver, &mut script);
     for id in 1..=20 {
         let mut far: TcpStream = script.hand_over(id, scripted::get());
         script.taken(id);

@@ -67,7 +67,7 @@ fn it_has_the_listener_at_3_and_nothing_else() {
     let words: Vec<_> = told.split(' ').collect();
     assert!(words[0] == words[1] && words[2] == "54321,0", "{told}");
     let open: Vec<_> =
-        said.iter().filter_map(|line| line.split(" -> ").next()?.rsplit(' ').next()?.parse().ok()).collect();
+        said.iter().filter_map(|line| line.split_once(" -> ")?.0.rsplit(' ').next()?.parse().ok()).collect();
     assert_eq!(open.iter().filter(|fd: &&u32| **fd <= 9).count(), 4, "{said:#?}");
     // It waits in accept(2) unless it says otherwise.
     let flags = std::fs::read_to_string(format!("/proc/{}/fdinfo/3", words[1])).unwrap();

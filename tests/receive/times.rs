@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use baton::handoff::Outcome;
 
-use crate::native::{ask, start};
+use crate::native::{ask, open, start};
 use crate::support::eventually;
 use crate::{ANSWERED, HEAD, Receiver, gateway, get, scripted};
 
@@ -25,7 +25,7 @@ fn a_program_that_writes_nothing_has_stalled() {
 #[test]
 fn a_client_that_never_reads_has_stalled_and_what_it_got_is_cut() {
     let (_gateway, receiver, mut script) = start(&["--stall-timeout", "300ms"], &format!("{HEAD} exec yes"));
-    let before = receiver.descriptors();
+    let before = open(&receiver, &mut script);
     let mut far = script.hand_over(1, scripted::get());
     script.taken(1);
     let report = script.done(1);

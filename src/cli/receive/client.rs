@@ -2,10 +2,11 @@
 
 use std::io::{self, Write as _};
 use std::net::TcpStream;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::arguments::Receive;
 use super::folder::PrivateFolder;
@@ -119,6 +120,11 @@ impl Account {
             }
         }
         end.bytes_out = self.written(&handoff);
+        if !is_reset {
+            // Whoever else has a copy, which a program may have left behind, does not keep the client from its end. One that has gone
+            // does not mind.
+            let _ = shutdown(handoff.client().as_raw_fd(), Shutdown::Write);
+        }
         handoff.finish_as(end, if is_reset { Close::Reset } else { Close::Graceful });
     }
 

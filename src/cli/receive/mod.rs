@@ -40,26 +40,20 @@ const DRAIN_LOOK: Duration = Duration::from_secs(1);
 /// It cannot listen, or not any more.
 pub fn run(arguments: Receive) -> anyhow::Result<ExitCode> {
     close_on_exec_beyond_stderr().context("cannot keep descriptors from programs")?;
-    // Before any thread is started, so that each inherits it.
-    let signals = stopping::block()?;
     if arguments.is_inherited() {
         inherited::keep_log_from_client()?;
     }
     log::begin()?;
     let stopping = Arc::new(Stopping::new()?);
     let result = match arguments.prefork {
-        Some(count) => prefork::run(count, &arguments, &stopping, signals),
-        None => receive(arguments, &stopping, signals),
+        Some(count) => prefork::run(count, &arguments, &stopping),
+        None => receive(arguments, &stopping),
     };
     log::flush();
     result
 }
 
-fn receive(
-    arguments: Receive,
-    stopping: &Arc<Stopping>,
-    signals: nix::sys::signal::SigSet,
-) -> anyhow::Result<ExitCode> {
+fn receive(arguments: Receive, stopping: &Arc<Stopping>) -> anyhow::Result<ExitCode> {
     let options =
         Options { report: |error| log::say(format!("dropped a handoff: {}", chain(error))), ..arguments.options() };
     let socket = arguments.socket.display();
@@ -75,7 +69,6 @@ fn receive(
     let seats = Arc::new(Seats::default());
     let (stop, of_stop, of_cut) = (acceptor.stop_handle(), Arc::clone(&seats), Arc::clone(&seats));
     stopping.listen(
-        signals,
         arguments.drain_timeout,
         move || {
             stop.stop();

@@ -11,7 +11,6 @@ use std::{io, process, thread};
 
 use anyhow::Context as _;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
 
 use super::arguments::Receive;
@@ -30,12 +29,7 @@ const LONG_LIFE: Duration = Duration::from_secs(10);
 const LISTENER: i32 = 3;
 
 /// Keeps `count` programs running until asked to stop.
-pub(super) fn run(
-    count: u32,
-    arguments: &Receive,
-    stopping: &Arc<Stopping>,
-    signals: SigSet,
-) -> anyhow::Result<ExitCode> {
+pub(super) fn run(count: u32, arguments: &Receive, stopping: &Arc<Stopping>) -> anyhow::Result<ExitCode> {
     let socket = arguments.socket.display();
     anyhow::ensure!(!arguments.is_inherited(), "--prefork makes its listener itself: it takes a path, not -");
     let listener = Listener::bind(&arguments.socket, arguments.dialect, &arguments.options())
@@ -43,7 +37,7 @@ pub(super) fn run(
     // Whoever loops waits in accept(2); who does not says so.
     let flags = OFlag::from_bits_retain(fcntl(listener.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(listener.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
-    stopping.listen(signals, arguments.drain_timeout, || {}, || {})?;
+    stopping.listen(arguments.drain_timeout, || {}, || {})?;
     log::say(format!("receiving on {socket}"));
     thread::scope(|scope| {
         for number in 1..=count {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Something that happens once, and that any thread can wait for beside other descriptors.
 #[derive(Debug)]
@@ -61,10 +61,9 @@ impl Stopping {
         Ok(Self { stop: Event::new()?, cut: Event::new()? })
     }
 
-    /// Listens for signals from now on. `on_stop` is called at the first, `on_cut` when whoever still runs is to be ended.
+    /// Listens for signals from now on, by handlers: a mask would be inherited by programs, which could not be ended by TERM then. `on_stop` is called at the first, `on_cut` when whoever still runs is to be ended.
     pub(super) fn listen(
         self: &Arc<Self>,
-        signals: SigSet,
         drain_timeout: Duration,
         on_stop: impl FnOnce() + Send + 'static,
         on_cut: impl FnOnce() + Send + 'static,
@@ -83,21 +82,20 @@ impl Stopping {
             }
         };
         thread::Builder::new().name("drain".to_owned()).spawn(end)?;
-        let wait = move || {
-            // It fails only for a set that is not blocked.
-            while signals.wait().is_ok() && asked.send(()).is_ok() {}
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let (mut term, mut int) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
         };
-        thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
+        let wait = async move {
+            loop {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                if asked.send(()).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait))?;
         Ok(())
     }
-}
-
-/// Blocks the signals that end this, for the thread that calls it and those that it starts. Programs get an empty mask from
-/// the standard library.
-pub(super) fn block() -> nix::Result<SigSet> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block()?;
-    Ok(signals)
 }
