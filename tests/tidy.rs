@@ -217,6 +217,7 @@ fn each_outside_crate_has_a_home() {
                 "connection/metadata.rs",
                 "connection/response.rs",
                 "handoff/native/",
+                "handoff/receive/",
                 "policy/",
                 "respond.rs",
             ],

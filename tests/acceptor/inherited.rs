@@ -80,6 +80,7 @@ fn a_listener_is_on_standard_input_or_passed_by_a_service_manager() {
 
 #[test]
 fn on_one_connection_one_client_is_served() {
+    let _turn = Bench::new();
     let (own, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let mut process = start("baton", its);
     let mut gateway = Gateway::on(own);
@@ -105,6 +106,7 @@ fn on_one_connection_one_client_is_served() {
 
 #[test]
 fn a_client_on_standard_input_is_served_and_its_end_is_its_end() {
+    let _turn = Bench::new();
     let (client, mut far) = tcp_client();
     let mut process = start("seqpacket", OwnedFd::from(client));
     assert!(whole(&mut far).starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"));
@@ -124,6 +126,7 @@ fn a_client_on_standard_input_is_served_and_its_end_is_its_end() {
 
 #[test]
 fn a_web_servers_program_reads_the_body_and_says_status() {
+    let _turn = Bench::new();
     let mut command = Command::new(daemon());
     command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).env("GATEWAY_INTERFACE", "CGI/1.1");
     command.envs([("REQUEST_METHOD", "POST"), ("REQUEST_URI", "/echo?x"), ("CONTENT_LENGTH", "5")]);
@@ -140,6 +143,7 @@ fn a_web_servers_program_reads_the_body_and_says_status() {
 
 #[test]
 fn without_any_of_them_it_says_what_is_missing() {
+    let _turn = Bench::new();
     let output = Command::new(daemon()).arg("-").stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("neither LISTEN_FDS, nor a socket"), "{said}");

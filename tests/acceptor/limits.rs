@@ -156,7 +156,7 @@ fn a_stream_that_lasts_needs_little_memory() {
         assert_eq!((handoff.data().len(), handoff.metadata().len()), (0, 0));
         held.push(handoff);
         gateway.taken(id);
-        if id as usize == COUNT / 2 {
+        if id == COUNT as u64 / 2 {
             before = resident_bytes();
         }
     }

@@ -109,11 +109,14 @@ impl Handoff {
 
     /// Gives a client back, so that it can send its next request, and tells the gateway. What is unread of the request's body is read and dropped, up to
     /// 64 KiB. Where that cannot be (other dialects, a channel that has ended, a body that is longer, a response that did not
-    /// allow it) it is [finished](Self::finish).
+    /// allow it, a result that is not `ok`) it is [finished](Self::finish).
     pub fn give_back(mut self, end: impl Into<End>) {
         let end = end.into();
-        let may =
-            self.take().is_ok() && self.inner().output.allows_next() && self.can_come_back() && self.discard_body();
+        let may = end.result == Outcome::Ok
+            && self.take().is_ok()
+            && self.inner().output.allows_next()
+            && self.can_come_back()
+            && self.discard_body();
         if !may {
             return self.finish(end);
         }

@@ -366,9 +366,13 @@ impl Engine {
         let token = self.next_token;
         self.next_token += 1;
         let deadline = Instant::now() + shared.options.receive_timeout;
-        shared.epoll.add(connection.as_fd(), token, Wanted::Read)?;
         if shared.dialect == Dialect::Baton {
             set_blocking(connection.as_fd(), false)?;
+            if let Err(error) = shared.epoll.add(connection.as_fd(), token, Wanted::Read) {
+                // Dropped, it will be back.
+                (shared.options.report)(&ReceiveError::Io(error.into()));
+                return Ok(());
+            }
             let gateway = Gateway::greet(connection, shared, deadline);
             if self.has_stopped {
                 let _ = gateway.channel.say(&Frame::Draining, Urgency::Now);
@@ -377,10 +381,18 @@ impl Engine {
             self.busy = Some((token, 0));
             return Ok(());
         }
+        // Whoever hands over sends at once: mostly the message is there already, and nobody has to be waited for.
         self.incoming.insert(token, Incoming::new(connection, deadline));
-        self.want_listener(shared);
-        // Whoever hands over sends at once: mostly the message is there already.
-        self.read_on(shared, token)
+        self.read_on(shared, token)?;
+        if let Some(one) = self.incoming.get(&token) {
+            let wanted = if self.paused_until.is_none() { Wanted::Read } else { Wanted::Nothing };
+            if let Err(error) = shared.epoll.add(one.connection.as_fd(), token, wanted) {
+                self.incoming.remove(&token);
+                (shared.options.report)(&ReceiveError::Io(error.into()));
+            }
+            self.want_listener(shared);
+        }
+        Ok(())
     }
 
     /// Reads from somebody whose message is not whole, unless there is no descriptor for a client: then it waits a little. A message
@@ -398,7 +410,9 @@ impl Engine {
             Err(error) => (shared.options.report)(&error),
         }
         self.incoming.remove(&token);
-        self.want_listener(shared);
+        if self.incoming.len() + 1 == INCOMING_MAX {
+            self.want_listener(shared);
+        }
         Ok(())
     }
 
