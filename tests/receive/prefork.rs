@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{Gateway, eventually};
+use crate::usage::run;
 use crate::{HEAD, Receiver, ask, gateway};
 
 /// Programs that loop and take what they were started with: this very program. Each client is told its number.
@@ -114,10 +115,9 @@ fn a_live_listener_is_not_replaced() {
     let gateway = gateway();
     let _receiver = start(&gateway, &["--prefork", "1"], "true");
     let path = gateway.path("d.sock");
-    let (code, said) =
-        crate::run(&["--prefork".as_ref(), "1".as_ref(), path.as_os_str(), "--".as_ref(), "true".as_ref()]);
+    let (code, said) = run(&["--prefork".as_ref(), "1".as_ref(), path.as_os_str(), "--".as_ref(), "true".as_ref()]);
     assert_eq!(code, Some(1), "{said}");
-    let (code, said) = crate::run(&["--prefork".as_ref(), "1".as_ref(), "-".as_ref(), "--".as_ref(), "true".as_ref()]);
+    let (code, said) = run(&["--prefork".as_ref(), "1".as_ref(), "-".as_ref(), "--".as_ref(), "true".as_ref()]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("takes a path"), "{said}");
 }

@@ -1,6 +1,8 @@
 //! How long a program and its client may take.
 
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use baton::handoff::Outcome;
@@ -85,6 +87,22 @@ fn term_lets_a_program_end_its_answer() {
     let (answer, report) = ask(&mut script, 1);
     assert_eq!(answer, format!("{ANSWERED}end\n"));
     assert_eq!(report.result, Outcome::Timeout);
+}
+
+/// The end of a connection is told of again and again.
+#[test]
+fn a_client_that_has_left_costs_nothing_while_its_program_goes_on() {
+    let (_gateway, receiver, mut script) = start(&[], "sleep 1");
+    let (client, far) = UnixStream::pair().unwrap();
+    script.send(&[scripted::handoff(1, scripted::get())], &[client.as_fd()]);
+    drop((client, far));
+    script.taken(1);
+    script.done(1);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", receiver.child.id())).unwrap();
+    let (_, behind) = stat.rsplit_once(") ").unwrap();
+    let ticks = |at: usize| behind.split(' ').nth(at).unwrap().parse::<u64>().unwrap();
+    // Of a hundred in a second; starting a program of this size takes some.
+    assert!(ticks(11) + ticks(12) < 40, "{} + {} ticks", ticks(11), ticks(12));
 }
 
 /// The other dialects have nobody to tell, and the same times.

@@ -61,8 +61,6 @@ impl Feed {
                 }
                 // Nothing of it is here: it is not waited for in there.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => self.waits_for = Side::Client,
-                // Revoked; whoever watches sees to it.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => self.pipe = None,
                 Err(error) => {
                     // Kept open: an end would tell the program that this was all.
                     self.piece.clear();

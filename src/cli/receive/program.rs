@@ -125,7 +125,7 @@ impl Program {
         let late = arguments.timeout.and_then(|timeout| began.checked_add(timeout));
         let stall_look = (arguments.stall_timeout / STALL_LOOKS).clamp(STALL_LOOK_MIN, Duration::from_secs(1));
         let mut moved = (progress(handoff.client()), began);
-        let mut ending = Ending::default();
+        let (mut ending, mut is_client_watched) = (Ending::default(), true);
         loop {
             let now = Instant::now();
             let seen = progress(handoff.client());
@@ -156,7 +156,9 @@ impl Program {
             let said_at = said.map(|wanted| push(&mut ready, wanted));
             let mut left_at = None;
             if ending.cut.is_none() {
-                left_at = Some(push(&mut ready, PollFd::new(handoff.client(), PollFlags::empty())));
+                // Asked for nothing, it tells of its end, and does not stop to.
+                let client = is_client_watched.then(|| PollFd::new(handoff.client(), PollFlags::empty()));
+                left_at = client.map(|client| push(&mut ready, client));
                 ready.push(PollFd::new(stopping.cut.as_fd(), PollFlags::POLLIN));
                 ready.extend(revocation.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
             }
@@ -164,8 +166,7 @@ impl Program {
             let _ = poll(&mut ready, until(next));
             let is_ready = |at: Option<usize>| at.is_some_and(|at| ready[at].any() == Some(true));
             let has_ended = is_ready(Some(0));
-            let has_left =
-                left_at.is_some_and(|at| ready[at].revents().is_some_and(|e| e.contains(PollFlags::POLLERR)));
+            let seen = left_at.and_then(|at| ready[at].revents()).unwrap_or(PollFlags::empty());
             let (is_fed, has_said) = (is_ready(fed_at), is_ready(said_at));
             drop(ready);
             if has_said {
@@ -174,14 +175,17 @@ impl Program {
             if has_ended {
                 break;
             }
-            if has_left {
+            // An end in both directions, without a reset, is one that the program may have made.
+            is_client_watched &= seen.is_empty();
+            if seen.contains(PollFlags::POLLERR) {
                 ending.cut(&self.child, Cut::Left);
             }
             if is_fed
                 && let Some(feed) = &mut self.feed
                 && let Err(error) = feed.step(handoff)
             {
-                ending.cut(&self.child, Cut::Body(error));
+                let why = if handoff.revoked() { Cut::Revoked } else { Cut::Body(error) };
+                ending.cut(&self.child, why);
                 // Its pipe stays open until it has ended.
                 ending.broken = self.feed.take();
             }
