@@ -32,6 +32,8 @@ enum Command {
     Man(cli::completions::Man),
     Policy(cli::policy::Policy),
     Receive(cli::receive::Receive),
+    #[command(hide = true)]
+    ReceiveStart(cli::receive::Start),
     Run(cli::run::Run),
 }
 
@@ -44,8 +46,8 @@ fn main() -> ExitCode {
         _ => None,
     };
     let log = match &command {
-        // It decides about signals before any thread is begun, and writes what it has to say itself.
-        Command::Receive(_) => None,
+        // It writes what it has to say itself, with what its programs say.
+        Command::Receive(_) | Command::ReceiveStart(_) => None,
         _ => match baton::log::begin(log_format, log_level.as_deref(), usual, watched) {
             Ok(log) => Some(log),
             Err(error) => {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Man(args) => cli::completions::man(args, Arguments::command()),
         Command::Policy(args) => cli::policy::run(args),
         Command::Receive(args) => cli::receive::run(args),
+        Command::ReceiveStart(args) => cli::receive::start(args),
         Command::Run(args) => cli::run::run(args),
     };
     drop(log);

@@ -175,7 +175,7 @@ fn each_outside_crate_has_a_home() {
                 "handoff/",
                 "admin/",
                 "background.rs",
-                "cli/receive.rs",
+                "cli/receive/",
                 "config/resolve.rs",
                 "gateway.rs",
                 "policy/cache.rs",
@@ -190,6 +190,7 @@ fn each_outside_crate_has_a_home() {
             "rustix",
             &[
                 "cli/policy/test.rs",
+                "cli/receive/program.rs",
                 "admin/",
                 "background.rs",
                 "client.rs",

@@ -170,7 +170,6 @@ unsafe fn adopt(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<Sender>) {
 
 /// How much of what was sent on a Unix socket its reader has not yet freed: 0 once everything was read. Counted in
 /// memory, not in bytes, and by whole buffers: a stream's reader that takes a part changes nothing.
-#[cfg(feature = "gateway")]
 pub(super) fn unread(socket: BorrowedFd<'_>) -> nix::Result<usize> {
     let mut unread: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one int to where the third argument points.
@@ -184,6 +183,24 @@ pub(super) fn unread(socket: BorrowedFd<'_>) -> nix::Result<usize> {
 /// All of it comes from one look under the socket's lock: what was sent, without what was sent again, and what waits to
 /// be. Acknowledgements that arrive do not change the sum.
 pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
+    tcp_info(client).as_ref().map(written)
+}
+
+/// A number that another look gives again only if the client has neither sent nor taken a byte in between, and nobody has
+/// written one to it; `None` where that is not known: a Unix socket tells only how much of what was written its other end has not read.
+pub fn progress(client: BorrowedFd<'_>) -> Option<u64> {
+    match tcp_info(client) {
+        Some(info) => Some(written(&info).wrapping_add(info.tcpi_bytes_acked).wrapping_add(info.tcpi_bytes_received)),
+        None => unread(client).ok().filter(|unread| *unread > 0).map(|unread| unread as u64),
+    }
+}
+
+fn written(info: &libc::tcp_info) -> u64 {
+    info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes))
+}
+
+/// `None` for other sockets, and on kernels before 4.19, which do not tell everything that is asked for here.
+fn tcp_info(client: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into `info`, which has as many, and sets `length` to their number.
@@ -201,8 +218,7 @@ pub fn written_bytes(client: BorrowedFd<'_>) -> Option<u64> {
         return None;
     }
     // SAFETY: tcp_info consists of integers, and was zeroed where the kernel wrote nothing.
-    let info = unsafe { info.assume_init() };
-    Some(info.tcpi_bytes_sent.wrapping_sub(info.tcpi_bytes_retrans).wrapping_add(u64::from(info.tcpi_notsent_bytes)))
+    Some(unsafe { info.assume_init() })
 }
 
 /// What the kernel calls a socket, whoever holds it (SO_COOKIE, socket(7)).

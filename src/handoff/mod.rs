@@ -180,7 +180,7 @@ mod send;
 pub use address::{Address, AddressError};
 #[cfg(feature = "gateway")]
 pub use ancillary::{Share, defer_accept, ignore_newcomers, set_share, watch};
-pub use ancillary::{close_on_exec_beyond_stderr, written_bytes};
+pub use ancillary::{close_on_exec_beyond_stderr, progress, written_bytes};
 #[cfg(feature = "gateway")]
 pub use beat::Beat;
 pub use client::close_gracefully;
@@ -192,7 +192,8 @@ pub use head_bytes::HeadBytes;
 pub use message::Message;
 pub use native::frame::{Outcome, Reason};
 pub use receive::{
-    Acceptor, Body, ClientError, ENVIRONMENT_NAMES, End, Handoff, Left, Load, Options, ReceiveError, Stop,
+    Acceptor, Body, ClientError, Close, ENVIRONMENT_NAMES, End, Handoff, Left, Listener, Load, Options, ReceiveError,
+    Stop,
 };
 #[cfg(feature = "gateway")]
 pub use seal::{Sealed, Unread};

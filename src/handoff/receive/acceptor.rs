@@ -1,28 +1,24 @@
 //! The listening socket and whoever is in the middle of handing over: wait, adopt, one client after the other. Without a
 //! runtime, and for any.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use super::super::ancillary::Epoll;
 use super::super::dialect::{Dialect, SocketKind};
-use super::super::resolved::Resolved;
-use super::engine::{Engine, Listener, Until};
+use super::engine::{Engine, Until};
 use super::handoff::Handoff;
 use super::inherited::{Inherited, inherited};
+use super::listener::Listener;
 use super::options::{Allowed, Options};
 use super::shared::{Load, Shared, Stop};
-use super::socket_file::{SocketFile, remove_stale};
 
 /// A listening socket that clients are handed over on.
 ///
@@ -81,22 +77,7 @@ impl Acceptor {
     pub fn bind(path: impl AsRef<Path>, dialect: Dialect, options: Options) -> io::Result<Self> {
         // Nothing is made before it is known who may use it.
         let allowed = Allowed::new(&options)?;
-        let (path, kind) = (path.as_ref(), SocketKind::of(dialect));
-        remove_stale(path, kind)?;
-        let listener = kind.socket()?;
-        if kind == SocketKind::Datagram {
-            // The kernel says who sent a datagram if it was asked to before that.
-            setsockopt(&listener, sockopt::PassCred, &true)?;
-        }
-        // The file is made with no more than this, whatever the umask is, so that nobody slips in before it has its mode.
-        fchmod(&listener, Mode::from_bits_truncate(options.socket_mode))?;
-        Resolved::in_directory(path)?.bind(listener.as_fd())?;
-        let file = SocketFile::of(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(options.socket_mode))?;
-        if kind != SocketKind::Datagram {
-            listen(&listener, Backlog::new(i32::from(options.backlog))?)?;
-        }
-        let listener = Listener { socket: UnixListener::from(listener), file: Some(file) };
+        let listener = Listener::bind(path.as_ref(), dialect, &options)?;
         Self::new(Some(listener), dialect, options, allowed)
     }
 

@@ -86,6 +86,11 @@ impl Input {
         std::mem::replace(&mut self.preread, behind)
     }
 
+    /// Whether some of it is not where it would be read next from the client's socket.
+    pub(super) fn is_beside_socket(&self) -> bool {
+        !self.preread.is_empty() || matches!(self.state, State::Memfd { .. })
+    }
+
     /// Whether the body was read to its end.
     pub(super) fn is_at_end(&self) -> bool {
         match &self.state {
@@ -221,9 +226,12 @@ impl Handoff {
         result
     }
 
-    /// Tells a client that waits for `100 Continue` to go on. One that was told before by the gateway does not mind (RFC 9110
-    /// §15.2).
-    fn invite(&mut self) -> Result<(), ClientError> {
+    /// Tells a client that waits for `100 Continue` to go on, as the first read of the [`body`](Self::body) does: for whoever has it read
+    /// by somebody else. One that was told before by the gateway does not mind (RFC 9110 §15.2).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn invite(&mut self) -> Result<(), ClientError> {
         if self.may_be_waited_for() && !self.has_begun_to_answer() {
             self.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             // That is no answer.

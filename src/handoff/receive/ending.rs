@@ -33,6 +33,15 @@ pub struct End {
     pub bytes_out: Option<u64>,
 }
 
+/// How a client's connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// So that the last bytes arrive; what it got may be whole.
+    Graceful,
+    /// So that nothing that it got looks whole. One over a Unix socket sees the end all the same.
+    Reset,
+}
+
 impl End {
     /// As it should be.
     pub fn ok() -> Self {
@@ -75,16 +84,23 @@ impl Handoff {
     /// Ends a client: closes it so that the last bytes arrive, for which this waits up to `linger` where the client still
     /// sends, and tells the gateway. A response that ends with the connection and failed (`error`, `timeout`) is reset, because
     /// its end would make it look whole. Nothing is left to be done if the gateway is gone.
-    pub fn finish(mut self, end: impl Into<End>) {
+    pub fn finish(self, end: impl Into<End>) {
+        let end = end.into();
+        let is_cut =
+            matches!(end.result, Outcome::Error | Outcome::Timeout) && self.inner().output.ends_with_connection();
+        self.finish_as(end, if is_cut { Close::Reset } else { Close::Graceful });
+    }
+
+    /// The same, where only the caller knows what was written, because it was written by others: a program that was given the
+    /// client.
+    pub fn finish_as(mut self, end: impl Into<End>, close: Close) {
         let end = end.into();
         if self.take().is_ok() {
-            let is_cut =
-                matches!(end.result, Outcome::Error | Outcome::Timeout) && self.inner().output.ends_with_connection();
             if let Some(socket) = self.inner_mut().client.take() {
-                match end.result {
-                    _ if is_cut => client::reset(socket),
-                    Outcome::ClientGone => drop(socket),
-                    _ => self.close(socket),
+                match (close, end.result) {
+                    (Close::Reset, _) => client::reset(socket),
+                    (Close::Graceful, Outcome::ClientGone) => drop(socket),
+                    (Close::Graceful, _) => self.close(socket),
                 }
             }
             self.conclude(|handoff, id| Frame::Done { id, report: handoff.report(end) }, Urgency::Later);

@@ -4,7 +4,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, PipeReader, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -19,10 +18,10 @@ use super::super::native::frame::{Frame, Load, Reason};
 use super::channel::Urgency;
 use super::handoff::Handoff;
 use super::incoming::{Buffer, Incoming, ReceiveError, read_datagram};
+use super::listener::Listener;
 use super::options::Allowed;
 use super::peer::{Gateway, Heard};
 use super::shared::Shared;
-use super::socket_file::SocketFile;
 use super::timeout_ms;
 
 /// Connections whose message has not arrived yet, at most; more wait in the backlog.
@@ -54,21 +53,6 @@ pub(super) struct Engine {
     /// How many more are given out, where that is bounded.
     left: Option<usize>,
     woken: PipeReader,
-}
-
-/// In the dialect `datagram` nothing is accepted from it: it is read.
-#[derive(Debug)]
-pub(super) struct Listener {
-    pub socket: UnixListener,
-    pub file: Option<SocketFile>,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
-        }
-    }
 }
 
 impl Engine {

@@ -200,6 +200,13 @@ impl Handoff {
         matches!(&self.inner.lease, Lease::Channel { is_revoked, .. } if is_revoked.load(Ordering::Acquire))
     }
 
+    /// What ends (is readable) when this client or another one is revoked, for whoever waits for something of their own beside it: then
+    /// [`revoked`](Self::revoked) tells whether it is this one, and if not, another is asked for. To miss none, ask for it first, then
+    /// whether it was revoked, then wait. `None` where nobody revokes.
+    pub fn revocation(&self) -> Option<Arc<PipeReader>> {
+        matches!(self.inner.lease, Lease::Channel { .. }).then(|| self.inner.shared.revocation()).flatten()
+    }
+
     /// Whether the client has left, without writing to it: it has ended, reset or broken its connection. One that has only
     /// ended its sending side looks the same; one of whom bytes are unread is there.
     pub fn client_gone(&self) -> bool {

@@ -11,6 +11,7 @@ mod error;
 mod handoff;
 pub(super) mod incoming;
 mod inherited;
+mod listener;
 mod offer;
 mod options;
 mod peer;
@@ -25,11 +26,12 @@ use nix::poll::PollTimeout;
 
 pub use acceptor::Acceptor;
 pub use body::Body;
-pub use ending::End;
+pub use ending::{Close, End};
 pub use environment::ENVIRONMENT_NAMES;
 pub use error::ClientError;
 pub use handoff::{Handoff, Left};
 pub use incoming::ReceiveError;
+pub use listener::Listener;
 pub use options::Options;
 pub use shared::{Load, Stop};
 

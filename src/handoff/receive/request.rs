@@ -69,6 +69,12 @@ impl Handoff {
         &self.inner().head
     }
 
+    /// Whether something that the client sent is here and not in its socket: a body in memory, or what the gateway has read. Whoever reads
+    /// the socket itself would miss it.
+    pub fn is_body_beside_client(&self) -> bool {
+        self.input().is_beside_socket()
+    }
+
     /// Whether the gateway has written the response's head, so that what is written now is its body: in the dialect
     /// `fdpass`, and where `baton` says so. Others cannot tell; there the daemon writes the head, unless whoever configured both ends says otherwise.
     pub fn is_head_sent(&self) -> bool {

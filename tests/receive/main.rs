@@ -1,8 +1,18 @@
 //! `baton receive` behind the real gateway: any program as a daemon.
 
+mod inherited;
+mod native;
+mod other_dialects;
+mod prefork;
+#[allow(dead_code, reason = "what only the library's tests ask of it")]
+#[path = "../acceptor/scripted.rs"]
+mod scripted;
+mod stderr;
+#[path = "../support/mod.rs"]
 mod support;
+mod times;
+mod usage;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -233,9 +243,9 @@ fn a_program_that_writes_nothing_is_answered_for() {
     for kind in KINDS {
         for (program, said) in [
             (&["true"][..], None),
-            (&["false"], Some("exit status: 1")),
-            (&["sh", "-c", "exit 7"], Some("exit status: 7")),
-            (&["sh", "-c", "kill -9 $$"], Some("signal: 9")),
+            (&["false"], Some("exit status 1")),
+            (&["sh", "-c", "exit 7"], Some("exit status 7")),
+            (&["sh", "-c", "kill -9 $$"], Some("signal 9")),
             (&["/nonexistent/program"], Some("cannot run /nonexistent/program")),
         ] {
             let gateway = gateway();
@@ -259,7 +269,7 @@ fn a_program_that_fails_after_it_has_written_is_left_as_it_is() {
     let gateway = gateway();
     let receiver = Receiver::start(&gateway, &[], &format!("{HEAD} echo half; exit 3"));
     assert_eq!(ask(&gateway, ""), "half\n");
-    receiver.stderr.wait(1, &["exit status: 3"]);
+    receiver.stderr.wait(1, &["exit status 3"]);
 }
 
 #[test]
@@ -443,12 +453,15 @@ fn killed_it_leaves_its_programs_to_their_clients() {
 #[test]
 fn who_may_hand_over_is_asked_before_anything_is_read() {
     let own = nix::unistd::geteuid().to_string();
+    let group = nix::unistd::getegid().to_string();
     for (options, listed, is_allowed) in [
         (&["--allow-uid", "54321"][..], None, false),
         (&["--allow-uid", "54321", "--allow-uid", &own], None, true),
         (&[], Some("54321"), false),
         (&[], Some(&*own), true),
         (&["--allow-uid", &own], Some("54321"), true),
+        (&["--allow-uid", "54321", "--allow-gid", "54321"], None, false),
+        (&["--allow-uid", "54321", "--allow-gid", "54321", "--allow-gid", &group], None, true),
         (&[], None, true),
     ] {
         let gateway = gateway();
@@ -474,157 +487,4 @@ fn the_socket_has_the_mode_that_was_asked_for() {
         let _receiver = Receiver::start(&gateway, options, "true");
         assert_eq!(fs::metadata(gateway.path("d.sock")).unwrap().permissions().mode() & 0o777, mode);
     }
-}
-
-// fdpass: the gateway has written the response's head.
-
-/// The body behind the gateway's plain head, and whether the end was clean.
-#[track_caller]
-fn ask_for_body(gateway: &Gateway, fields: &str) -> (String, bool) {
-    let mut client = gateway.client();
-    client.send(get(fields));
-    let mut answer = Vec::new();
-    let is_clean = client.stream.read_to_end(&mut answer).is_ok();
-    let answer = String::from_utf8(answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    assert!(head.starts_with("HTTP/1.1 200 OK\r\nDate: ") && head.ends_with("GMT\r\nConnection: close"), "{head}");
-    (body.to_owned(), is_clean)
-}
-
-#[test]
-fn behind_a_head_the_program_writes_the_body_and_knows_it() {
-    let gateway = gateway_of("fdpass");
-    let script = "echo \"$HANDOFF_HEAD_SENT:${HANDOFF_DATA-unset}\"; head -c 5";
-    let _receiver = Receiver::start(&gateway, &["--dialect", "fdpass"], script);
-    let mut client = gateway.client();
-    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello");
-    let answer = client.rest();
-    assert!(
-        answer.ends_with("\r\nConnection: close\r\n\r\n1:\nhello") && answer.matches("HTTP/1.1").count() == 1,
-        "{answer}"
-    );
-}
-
-#[test]
-fn behind_a_head_an_empty_body_is_whole_only_if_its_program_says_so() {
-    for (program, is_clean, said) in [
-        (&["true"][..], true, None),
-        (&["false"], false, Some("exit status: 1")),
-        (&["sh", "-c", "kill -9 $$"], false, Some("signal: 9")),
-        (&["/nonexistent/program"], false, Some("cannot run /nonexistent/program")),
-        (&["sleep", "1000"], false, Some("ran too long")),
-    ] {
-        let gateway = gateway_of("fdpass");
-        let options = ["--dialect", "fdpass", "--timeout", "300ms"];
-        let receiver = Receiver::start_with(&gateway, &options, program, |command| command);
-        let before = receiver.descriptors();
-        assert_eq!(ask_for_body(&gateway, ""), (String::new(), is_clean), "{program:?}");
-        if let Some(said) = said {
-            receiver.stderr.wait(1, &[said]);
-        }
-        eventually("the descriptors are back", || (receiver.descriptors() <= before).then_some(()));
-    }
-}
-
-#[test]
-fn behind_a_head_half_a_body_is_reset_when_its_program_is_cut_and_left_when_it_fails() {
-    for (script, is_clean) in [("echo half; sleep 1000", false), ("echo half; exit 3", true)] {
-        let gateway = gateway_of("fdpass");
-        let _receiver = Receiver::start(&gateway, &["--dialect", "fdpass", "--timeout", "300ms"], script);
-        let mut client = gateway.client();
-        client.send(get(""));
-        client.until("half\n");
-        assert_eq!(client.was_reset(), !is_clean, "{script}");
-    }
-}
-
-// datagram: the message is the request's head.
-
-#[test]
-fn the_head_is_the_data_where_handoffs_are_datagrams() {
-    let gateway = gateway_of("datagram");
-    let script = format!(
-        "{HEAD} printf '%s' \"$HANDOFF_DATA\"; cat \"$HANDOFF_DATA_FILE\"; echo ${{HANDOFF_HEAD_SENT-unset}}; head -c 5"
-    );
-    let receiver = Receiver::start(&gateway, &["--dialect", "datagram"], &script);
-    let before = receiver.descriptors();
-    for _ in 0..3 {
-        let head = "POST /a%20b?c HTTP/1.1\r\nhOST:  x\r\nContent-Length: 5\r\n\r\n";
-        let mut client = gateway.client();
-        client.send(format!("{head}hello"));
-        assert_eq!(body(&mut client), format!("{head}{head}unset\nhello"));
-    }
-    eventually("the descriptors are back", || (receiver.descriptors() <= before).then_some(()));
-}
-
-#[test]
-fn a_datagrams_program_that_writes_nothing_is_answered_for() {
-    let gateway = gateway_of("datagram");
-    let _receiver = Receiver::start(&gateway, &["--dialect", "datagram"], "true");
-    let answer = gateway.ask(&get(""));
-    assert_eq!(answer, "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
-}
-
-#[test]
-fn who_sends_a_datagram_is_asked_of_the_kernel() {
-    let own = nix::unistd::geteuid().to_string();
-    for (uid, is_allowed) in [("54321", false), (&*own, true)] {
-        let gateway = gateway_of("datagram");
-        let options = ["--dialect", "datagram", "--allow-uid", uid];
-        let receiver = Receiver::start(&gateway, &options, &format!("{HEAD} echo in"));
-        let answer = gateway.ask(&get(""));
-        if is_allowed {
-            assert_eq!(answer, format!("{ANSWERED}in\n"));
-        } else {
-            // It has read the message, so it is the one that ends the client.
-            assert_eq!(answer, "");
-            receiver.stderr.wait(1, &[&format!("uid {own} may not hand over")]);
-        }
-    }
-}
-
-fn run(arguments: &[&OsStr]) -> (Option<i32>, String) {
-    let output = baton().arg("receive").args(arguments).stdin(Stdio::null()).output().unwrap();
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-#[test]
-fn wrong_usage_ends_with_2_and_names_what_is_wrong() {
-    for (arguments, names) in [
-        (&[][..], "SOCKET"),
-        (&["s.sock"], "COMMAND"),
-        (&["s.sock", "--"], "COMMAND"),
-        (&["s.sock", "true"], "true"),
-        (&["--dialect", "auto", "s.sock", "--", "true"], "seqpacket, stream, fdpass or datagram"),
-        (&["--dialect", "baton", "s.sock", "--", "true"], "seqpacket, stream, fdpass or datagram"),
-        (&["--clients-max", "0", "s.sock", "--", "true"], "clients-max"),
-        (&["--timeout", "5", "s.sock", "--", "true"], "ms, s, m or h"),
-        (&["--timeout", "99999999999999999h", "s.sock", "--", "true"], "ms, s, m or h"),
-        (&["--drain-timeout", "s", "s.sock", "--", "true"], "ms, s, m or h"),
-        (&["--socket-mode", "1777", "s.sock", "--", "true"], "0777"),
-        (&["--socket-mode", "8", "s.sock", "--", "true"], "octal"),
-        (&["--allow-uid", "root", "s.sock", "--", "true"], "allow-uid"),
-        (&["--unknown", "s.sock", "--", "true"], "--unknown"),
-    ] {
-        let words: Vec<_> = arguments.iter().map(OsStr::new).collect();
-        let (code, said) = run(&words);
-        assert_eq!(code, Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(names), "{arguments:?}: {said}");
-    }
-    assert!(!Path::new("s.sock").exists());
-}
-
-#[test]
-fn where_it_cannot_listen_it_ends_with_1_and_says_where() {
-    let gateway = gateway();
-    let _receiver = Receiver::start(&gateway, &[], &format!("{HEAD} echo first"));
-    let file = gateway.path("file");
-    fs::write(&file, "precious").unwrap();
-    for path in [gateway.path("d.sock"), file.clone(), gateway.path("no/such/folder.sock"), gateway.path("u.sock")] {
-        let (code, said) = run(&[path.as_os_str(), "--".as_ref(), "true".as_ref()]);
-        assert_eq!(code, Some(1), "{}: {said}", path.display());
-        assert!(said.contains(path.to_str().unwrap()), "{said}");
-    }
-    assert_eq!(fs::read_to_string(file).unwrap(), "precious");
-    assert_eq!(ask(&gateway, ""), "first\n");
 }
