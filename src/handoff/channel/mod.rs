@@ -69,6 +69,8 @@ pub struct Channel {
     state: Mutex<State>,
     returned: AtomicU64,
     opening: tokio::sync::Mutex<()>,
+    /// Links that could not be opened.
+    failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -223,12 +225,14 @@ impl Channel {
         deadlines: &Deadlines,
         begin: Begin<'_>,
     ) -> Result<Arc<Link>, (Stage, Refusal)> {
-        // One at a time; the others find what it has opened.
+        // One at a time; the others find what it has opened, or share its failure: or each would wait behind the other's.
+        let failures = self.failures.load(Ordering::Relaxed);
         let one = self.opening.lock().await;
         if let Some(link) = self.link() {
             return Ok(link);
         }
-        if self.state().broken.is_some_and(|broken| Instant::now() < broken.until) {
+        let is_broken = self.state().broken.is_some_and(|broken| Instant::now() < broken.until);
+        if is_broken || failures != self.failures.load(Ordering::Relaxed) {
             return Err((Stage::Connect, Refusal::Broken));
         }
         let opened = open::open(self, to, deadlines).await;
@@ -245,6 +249,7 @@ impl Channel {
                 Ok(link)
             }
             Err(failure) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
                 if failure.has_connected {
                     self.broke(Duration::ZERO);
                 }
