@@ -121,7 +121,9 @@ impl Target {
                     until.map_or(end, |until| end.min(until))
                 });
                 match way.wait(end).await {
-                    Ok((index, permit)) => {
+                    // A daemon that was waited for has gone, or drains: it may have a successor.
+                    Ok(None) => continue,
+                    Ok(Some((index, permit))) => {
                         let deadlines = within(&options.deadlines, until);
                         match way.lend(index, permit, client, &mut offer, &deadlines).await {
                             Step::Over(result) => return way.over(result),
@@ -209,15 +211,16 @@ impl Way<'_> {
     }
 
     /// Waits for a daemon that can bear another client.
-    async fn wait(&self, until: Instant) -> Result<(usize, Permit), Refusal> {
+    /// `None`: all of them are to be asked again.
+    async fn wait(&self, until: Instant) -> Result<Option<(usize, Permit)>, Refusal> {
         let Some(_place) = self.target.queue.enter() else { return Err(Refusal::Full("queue_max")) };
         let members = || self.target.members.iter().enumerate().filter(|(at, _)| !self.refused.contains(at));
         let channels = members().map(|(_, member)| Arc::clone(member.channel(self.worker.index)));
-        let permit = timeout_at(until, channel::wait_for_credit(channels)).await.ok().flatten();
-        let permit = permit.ok_or(Refusal::Full("queue_timeout"))?;
+        let permit = timeout_at(until, channel::wait_for_credit(channels)).await;
+        let Some(permit) = permit.map_err(|_| Refusal::Full("queue_timeout"))? else { return Ok(None) };
         let mut found = members().filter(|(_, member)| permit.is_of(member.channel(self.worker.index)));
         let index = found.next().map(|(index, _)| index).ok_or(Refusal::Broken)?;
-        Ok((index, permit))
+        Ok(Some((index, permit)))
     }
 }
 

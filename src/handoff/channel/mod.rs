@@ -181,16 +181,29 @@ impl Channel {
 
     /// The daemon takes nobody any more: whoever comes next is for its successor.
     fn drains(&self, link: &Arc<Link>) {
-        let mut state = self.state();
-        if !state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, link)) {
+        if !self.forget(link) {
             return;
         }
-        state.link = None;
+        let mut state = self.state();
         state.draining.retain(|link| link.strong_count() > 0);
         state.draining.push(Arc::downgrade(link));
         state.successor_due = Some(Instant::now() + SUCCESSOR_PAUSE);
         drop(state);
         self.broke(link.age());
+    }
+
+    /// Nobody is lent over that link any more, if it is the one: those who wait for its credits have to look elsewhere,
+    /// because nobody else would open another for them.
+    fn forget(&self, link: &Arc<Link>) -> bool {
+        let mut state = self.state();
+        if !state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, link)) {
+            return false;
+        }
+        state.link = None;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.iter().for_each(|waiting| waiting.send_away());
+        true
     }
 
     /// Clients that came back over it.
@@ -284,7 +297,8 @@ impl Drop for Channel {
     }
 }
 
-/// Waits for a credit of one of the channels, first come, first served.
+/// Waits for a credit of one of the channels, first come, first served. `None`: one of them has lost its link, and whoever
+/// waits had better ask all of them anew.
 ///
 /// # Cancel safety
 /// Dropping it gives the place in the queue up.
@@ -311,6 +325,11 @@ pub async fn wait_for_credit(channels: impl Iterator<Item = Arc<Channel>>) -> Op
 impl Waiting {
     fn place(&self) -> MutexGuard<'_, Option<oneshot::Sender<Permit>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is no use in waiting any more.
+    fn send_away(&self) {
+        drop(self.place().take());
     }
 
     fn is_waiting(&self) -> bool {

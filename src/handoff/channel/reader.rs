@@ -69,11 +69,7 @@ pub(super) async fn run(link: Arc<Link>) {
         None => tracing::debug!(%daemon, lent = count, "the channel has ended"),
     }
     if let Some(channel) = link.channel.upgrade() {
-        let mut state = channel.state();
-        if state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, &link)) {
-            state.link = None;
-        }
-        drop(state);
+        channel.forget(&link);
         if why.is_some() {
             channel.broke(link.age());
         }
