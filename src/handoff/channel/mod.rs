@@ -406,13 +406,13 @@ impl Lease {
         match tokio::time::timeout_at(deadline, &mut self.word).await {
             Ok(Ok(word)) => self.judge(word),
             // The link has gone without a word; it never does.
-            Ok(Err(_)) => self.give_up(),
+            Ok(Err(_)) => self.give_up().await,
             Err(_) => {
                 // It may be here.
                 self.link.look();
                 match self.word.try_recv() {
                     Ok(word) => self.judge(word),
-                    Err(_) => self.give_up(),
+                    Err(_) => self.give_up().await,
                 }
             }
         }
@@ -428,14 +428,19 @@ impl Lease {
         }
     }
 
-    fn give_up(mut self) -> Result<Taken, SendError> {
-        self.is_settled = true;
+    async fn give_up(mut self) -> Result<Taken, SendError> {
         match self.link.withdraw(self.id) {
-            Some((loan, late)) => Err(loan.unread(late, Arc::downgrade(&self.link))),
-            // Somebody else has looked in between.
-            None => match self.word.try_recv() {
+            Some((loan, late)) => {
+                self.is_settled = true;
+                Err(loan.unread(late, Arc::downgrade(&self.link)))
+            }
+            // The link has ended, and whoever reads it is about to say what became of the client.
+            None => match (&mut self.word).await {
                 Ok(word) => self.judge(word),
-                Err(_) => Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() }),
+                Err(_) => {
+                    self.is_settled = true;
+                    Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() })
+                }
             },
         }
     }
