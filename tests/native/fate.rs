@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 
-use baton::handoff::native::frame::Frame;
+use baton::handoff::native::frame::{Frame, Reason};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -114,6 +114,49 @@ fn a_daemon_that_answers_before_it_has_taken_is_not_answered_after() {
     drop(lent);
     assert_eq!(client.rest(), "half an ans");
     assert_eq!(outcome(&gateway, 2).0, "unanswered");
+}
+
+/// Whoever writes before it takes breaks its word, and is found out by what was written: nobody writes behind it.
+#[test]
+fn a_daemon_that_writes_and_then_lets_go_is_not_written_behind() {
+    let (gateway, scripts) = start(2, "");
+    // It says that it does not want the client that it has written to.
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[0].accept(1);
+    let lent = channel.lent();
+    lent.write("half an ans");
+    channel.refuse(lent, Reason::Overloaded, None);
+    assert_eq!(client.rest(), "half an ans");
+    assert_eq!(outcome(&gateway, 1), ("unanswered".into(), None, 1));
+
+    // It ends, with its process.
+    let mut process = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[1].accept_silently();
+    let Frame::Hello(hello) = crate::support::native::hello(1) else { unreachable!("it is one") };
+    channel.send(&Frame::Hello(baton::handoff::native::frame::Hello { pid: process.id().into(), ..hello }));
+    channel.frame();
+    let lent = channel.lent();
+    lent.write("half an ans");
+    drop(process.stdin.take());
+    process.wait().expect("it ends");
+    drop(channel);
+    drop(lent);
+    assert_eq!(client.rest(), "half an ans");
+    assert_eq!(outcome(&gateway, 2), ("unanswered".into(), None, 1));
+}
+
+/// Whether its process has ended is asked for a moment, and the client's own deadline may come first.
+#[test]
+fn a_channel_that_breaks_shortly_before_the_deadline_leaves_the_client_to_the_gateway() {
+    let (gateway, scripts) = start(1, "[handoff]\nack_timeout = \"150ms\"");
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[0].accept(1);
+    let lent = channel.lent();
+    drop(channel);
+    assert_eq!(client.answer().status, 503);
+    assert_eq!(outcome(&gateway, 1), ("refused".into(), Some(503), 1));
+    drop(lent);
 }
 
 #[test]

@@ -48,6 +48,11 @@ impl Loan {
         }
     }
 
+    /// Whether somebody has written to the client since it was lent, as far as that can be known.
+    pub(super) fn is_touched(&self) -> bool {
+        self.evidence.is_touched(self.client.as_fd())
+    }
+
     /// Gives the client back as it was before it was lent.
     pub(super) fn refused(self, stage: Stage, source: Refusal) -> SendError {
         let client = self.client.as_fd();

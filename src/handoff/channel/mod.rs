@@ -422,6 +422,10 @@ impl Lease {
         self.is_settled = true;
         match word {
             Word::Taken => Ok(Taken { link: Arc::clone(&self.link), id: self.id, is_accounted: false }),
+            // It has broken its word: nobody writes behind it.
+            Word::Refused(loan, _) | Word::Gone(loan) if loan.is_touched() => {
+                Err(loan.unread(Late::default(), Weak::new()))
+            }
             Word::Refused(loan, refusal) => Err(loan.refused(Stage::Acknowledge, Refusal::Daemon(Box::new(refusal)))),
             Word::Gone(loan) => Err(loan.refused(Stage::Acknowledge, Refusal::NeverRead)),
             Word::Broken(loan) => Err(loan.unread(Late::default(), Weak::new())),
