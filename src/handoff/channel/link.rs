@@ -230,8 +230,20 @@ impl Link {
         true
     }
 
-    /// Reads what has come, and does what it says. At most so many packets: where there may be more, the reader is woken.
+    /// As [`read`](Self::read), for everybody but the reader: it is woken where there is something for it to do, because
+    /// what was read here is no event for it any more.
     pub(in super::super) fn look(self: &Arc<Self>) -> Look {
+        let look = self.read();
+        let books = self.books();
+        if !books.unsent.is_empty() || books.is_closing {
+            self.wake.notify_one();
+        }
+        drop(books);
+        look
+    }
+
+    /// Reads what has come, and does what it says. At most so many packets: where there may be more, the reader is woken.
+    pub(super) fn read(self: &Arc<Self>) -> Look {
         let look = BUFFER.with_borrow_mut(|buffer| {
             // One byte more than there may be, so that more is seen to be.
             buffer.resize(PACKET_BYTES_MAX + 1, 0);

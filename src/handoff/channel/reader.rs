@@ -44,7 +44,7 @@ pub(super) async fn run(link: Arc<Link>) {
                     link.finish(&mut books, Some(Why::Io(error)), &mut vec![0; PACKET_BYTES_MAX + 1]);
                     break;
                 }
-                link.look();
+                link.read();
             }
             writable = link.socket.writable(), if has_unsent => {
                 if let Ok(mut guard) = writable {
@@ -52,7 +52,7 @@ pub(super) async fn run(link: Arc<Link>) {
                 }
             }
             () = link.wake.notified() => {
-                link.look();
+                link.read();
                 tokio::task::yield_now().await;
             }
             _ = silence.tick() => heard = link.listen_for_silence(heard),
