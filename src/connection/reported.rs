@@ -57,7 +57,14 @@ impl OnEnd for Reported {
     }
 
     fn is_about(&self, request: &str) -> bool {
-        self.account.as_ref().is_some_and(|account| account.line().is_about(request))
+        self.id.is(request)
+    }
+}
+
+/// No word of it will come: the line is written with what is known, and the policies are told.
+impl Drop for Reported {
+    fn drop(&mut self) {
+        drop(self.account.take().map(PackedAccount::unpack));
     }
 }
 

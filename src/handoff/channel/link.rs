@@ -66,6 +66,8 @@ pub(super) struct Books {
 pub(super) struct Over {
     pub(super) why: Option<Why>,
     pub(super) lent: Vec<Loan>,
+    /// Of those that were taken, what was kept: no word of them will come.
+    pub(super) taken: Vec<Box<dyn OnEnd>>,
     pub(super) is_reported: bool,
 }
 
@@ -193,7 +195,7 @@ impl Link {
             // What they write is not written under the lock.
             let left = books.ledger.end();
             if books.over.is_none() {
-                books.over = Some(Over { why: None, lent: left.lent, is_reported: false });
+                books.over = Some(Over { why: None, lent: left.lent, taken: Vec::new(), is_reported: false });
             }
             left.taken
         };
@@ -308,9 +310,7 @@ impl Link {
         }
         let left = books.ledger.end();
         books.unsent.clear();
-        books.over = Some(Over { why, lent: left.lent, is_reported: false });
-        // Each writes its line.
-        drop(left.taken);
+        books.over = Some(Over { why, lent: left.lent, taken: left.taken, is_reported: false });
         self.wake.notify_one();
     }
 

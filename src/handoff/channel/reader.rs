@@ -58,11 +58,14 @@ pub(super) async fn run(link: Arc<Link>) {
             _ = silence.tick() => heard = link.listen_for_silence(heard),
         }
     }
-    let (why, lent) = {
+    let (why, lent, taken) = {
         let mut books = link.books();
         let over = books.over.as_mut().expect("it is over");
-        (over.why.take().filter(|_| !over.is_reported), std::mem::take(&mut over.lent))
+        let why = over.why.take().filter(|_| !over.is_reported);
+        (why, std::mem::take(&mut over.lent), std::mem::take(&mut over.taken))
     };
+    // Each writes its line, and may be the last who knows of a policy, or of this link's channel: not under the lock.
+    drop(taken);
     let (daemon, count) = (link.path.display(), lent.len());
     match &why {
         Some(why) => tracing::warn!(%daemon, lent = count, error = %why, "the channel was ended"),
