@@ -268,7 +268,7 @@ impl Serving<'_> {
                     });
                     return Tried::Over(match taken {
                         Taken::Silently => None,
-                        Taken::Reporting(taken) => self.taken(taken, state.wants_to_go_on()).await,
+                        Taken::Reporting(taken) => self.taken(taken, request, state.wants_to_go_on()).await,
                     });
                 }
                 Err(SendError::Refused { client, stage, source }) => {
@@ -320,7 +320,7 @@ impl Serving<'_> {
     }
 
     /// What is done about a client that a daemon has and will report on: mostly somebody is left behind to hear it.
-    async fn taken(&mut self, mut taken: channel::Taken, goes_on: bool) -> Option<Client> {
+    async fn taken(&mut self, mut taken: channel::Taken, request: &Request, goes_on: bool) -> Option<Client> {
         if let Some(End { report, back }) = taken.end() {
             self.line.set(|record| reported::fill(record, &report, back.is_some()));
             self.line.end();
@@ -334,8 +334,9 @@ impl Serving<'_> {
             return None;
         }
         let account = std::mem::replace(&mut self.line, Account::new(Line::nobodys()));
+        let reported = Reported::new(account, request.id, &request.origin, self.worker, self.guard, goes_on);
         // Where no word will come, the line is written with what is known, by its being dropped.
-        drop(taken.keep(Box::new(Reported::new(account, self.worker, self.guard, goes_on))));
+        drop(taken.keep(Box::new(reported)));
         None
     }
 
