@@ -235,13 +235,16 @@ impl Serving<'_> {
         let began = self.line.clock();
         let (mut socket, state) = exchange.release();
         let (mut last, mut retry_after_s) = (None, None);
+        let has_no_place = |target: &&Arc<Target>| !matches!(target.dialect(), Dialect::Baton | Dialect::Datagram);
+        if !state.preread().is_empty()
+            && let Some(target) = targets.iter().find(has_no_place)
+        {
+            // Its message has no place for what was read.
+            let error = format!("{} bytes were read of the client and cannot go along", state.preread().len());
+            self.not_handed_over(request, target.name(), by, error);
+            return Tried::Over(self.fail(state.resume(socket), request, Outcome::Refused, 413).await);
+        }
         for target in targets {
-            if !state.preread().is_empty() && !matches!(target.dialect(), Dialect::Baton | Dialect::Datagram) {
-                // Its message has no place for what was read.
-                let error = format!("{} bytes were read of the client and cannot go along", state.preread().len());
-                self.not_handed_over(request, target.name(), by, error);
-                return Tried::Over(self.fail(state.resume(socket), request, Outcome::Refused, 413).await);
-            }
             let until = parts.until;
             let options = &self.settings.targets.options;
             let guard = &*self.guard;
