@@ -176,16 +176,22 @@ impl Way<'_> {
     ) -> Step {
         let member = &self.target.members[index];
         self.attempts += 1;
-        if let Some(head) = offer.head.as_deref_mut()
+        let parts = offer.native.as_ref().expect("whoever hands over to a native daemon has the parts");
+        // What can be known before the client is sent a head is.
+        let fits = permit.judge(parts);
+        if fits.is_ok()
+            && let Some(head) = offer.head.as_deref_mut()
             && let Err(source) = write_head(head, &client, deadlines).await
         {
             return Step::Over(Err(SendError::ClientGone { source }));
         }
-        let parts = offer.native.as_ref().expect("whoever hands over to a native daemon has the parts");
         let is_blocking = member.daemon.has_blocking_clients();
-        let result = match permit.lend(client, parts, is_blocking, deadlines).await {
-            Ok(lease) => lease.settle(deadlines.acknowledge, self.worker.beat).await.map(Taken::Reporting),
-            Err(error) => Err(error),
+        let result = match fits {
+            Ok(()) => match permit.lend(client, parts, is_blocking, deadlines).await {
+                Ok(lease) => lease.settle(deadlines.acknowledge, self.worker.beat).await.map(Taken::Reporting),
+                Err(error) => Err(error),
+            },
+            Err(source) => Err(SendError::Refused { client, stage: Stage::Send, source }),
         };
         member.last_failure.learn(&result);
         if result.is_ok() {

@@ -338,4 +338,8 @@ fn more_data_than_the_daemon_wants_is_500_and_the_log_names_it() {
     assert_eq!(line["outcome"], "refused");
     assert!(line["error"].as_str().is_some_and(|error| error.contains("1001 bytes of data")), "{line}");
     assert!(line["error"].as_str().is_some_and(|error| error.contains("data_bytes_max of its HELLO")), "{line}");
+    // It is known before the client is sent a head.
+    let mut client = gateway.client();
+    client.send("GET /by-fields HTTP/1.1\r\nHost: x\r\nx-status: 200\r\nx-bytes: 1001\r\n\r\n");
+    assert_eq!(client.answer().status, 500);
 }

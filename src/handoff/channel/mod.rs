@@ -351,7 +351,22 @@ impl Permit {
         self.0.as_ref().is_some_and(|link| link.is_of(channel))
     }
 
-    /// Lends `client` to the daemon.
+    /// Whether it can be sent at all: to be asked before the client is sent a head.
+    ///
+    /// # Errors
+    /// The metadata is longer than a packet, or the data than what the daemon wants.
+    pub fn judge(&self, parts: &Parts<'_>) -> Result<(), Refusal> {
+        packed::judge(parts)?;
+        let link = self.0.as_ref().expect("a permit is used once");
+        let bytes_max = link.books().ledger.hello().and_then(|hello| hello.data_bytes_max);
+        let bytes_max = bytes_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        match parts.data.len() {
+            bytes if bytes > bytes_max => Err(Refusal::TooMuchData { bytes, bytes_max }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lends `client` to the daemon, which wants as much: see [`judge`](Self::judge).
     ///
     /// # Errors
     /// As [`Lease::settle`]: it was not sent.
