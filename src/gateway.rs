@@ -494,7 +494,10 @@ fn spawn_worker(worker: Worker) -> io::Result<WorkerThread> {
             }
         });
         // Whoever has a client of ours goes on with it; what is known of it is written.
-        worker.settings.load().targets.leave(worker.index);
+        {
+            let _runtime = runtime.enter();
+            worker.settings.load().targets.leave(worker.index);
+        }
         // A file on a dead network, or a name that nobody resolves, is not waited for.
         runtime.shutdown_timeout(BLOCKED_TIMEOUT);
     };

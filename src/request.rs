@@ -25,6 +25,11 @@ impl Id {
         // The generator overflows after 2^80 in one millisecond; a random one is as good then.
         Self(GENERATOR.with_borrow_mut(|g| g.generate()).unwrap_or_else(|_| ulid::Ulid::new()))
     }
+
+    /// Whether that is how it is written.
+    pub fn is(self, text: &str) -> bool {
+        ulid::Ulid::from_string(text).is_ok_and(|id| id == self.0)
+    }
 }
 
 impl Default for Id {

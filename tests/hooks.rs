@@ -503,6 +503,35 @@ fn a_failure_hook_sees_the_body_as_long_as_it_can_be_shown() {
 
 // === What is over ===
 
+/// A daemon of the native dialect says how it ended; where it ends without a word, the policies are told all the same.
+#[test]
+fn a_policy_is_told_of_the_end_also_where_the_daemon_says_nothing_of_it() {
+    let folder = folder();
+    guest(&folder, "told", &[TO_CHAT, &complete(COMPLETES)]);
+    let config = [policy("told", ""), route("/", &["told"])].concat();
+    let script = support::native::Script::listen(&folder.path().join("chat.sock"));
+    let basis = BASIS.replace("chat.sock\"]\n", "chat.sock\"]\ndialect = \"baton\"\n");
+    let gateway = Gateway::start_in(folder, &format!("{basis}{config}LISTEN"), |command| command);
+    let mut channel = None;
+    for (count, is_done) in [(3, true), (6, false)] {
+        let mut client = gateway.client();
+        client.get("/");
+        let mut one = channel.take().unwrap_or_else(|| script.accept(10));
+        let lent = one.lent();
+        one.take(&lent);
+        lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        // The daemon may go on with the client when its channel has ended.
+        if is_done {
+            one.done(lent, support::native::report(200, 40));
+            channel = Some(one);
+        } else {
+            drop(one);
+        }
+        let said = eventually("it was told", || Some(said_by(&gateway, "told")).filter(|said| said.len() == count));
+        assert_eq!(said[count - 3..], ["handed-off", "chat", "first"]);
+    }
+}
+
 #[test]
 fn every_policy_that_was_asked_is_told_of_the_end_with_its_own_carry() {
     let folder = folder();

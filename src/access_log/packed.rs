@@ -53,16 +53,6 @@ impl PackedLine {
     pub fn unpack(mut self) -> Line {
         Line(self.0.take().map(|packed| Box::new(packed.pending())))
     }
-
-    /// The listener that the client came by; `None` where nobody wants to know.
-    pub fn listener(&self) -> Option<Arc<str>> {
-        self.0.as_ref().map(|packed| Arc::clone(&packed.listener))
-    }
-
-    /// Whether it is of the request of that name.
-    pub fn is_about(&self, request: &str) -> bool {
-        self.0.as_ref().is_some_and(|packed| text(&mut &packed.bytes[..]).as_deref() == Some(request))
-    }
 }
 
 impl Drop for PackedLine {

@@ -148,10 +148,6 @@ pub(super) struct PackedAccount {
 }
 
 impl PackedAccount {
-    pub(super) fn line(&self) -> &PackedLine {
-        &self.line
-    }
-
     /// As it was; where the gateway has finished in between, the policies are told no more.
     pub(super) fn unpack(self) -> Account {
         let told = self.told.and_then(|told| {

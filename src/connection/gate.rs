@@ -186,7 +186,8 @@ async fn hand_over(client: Client, handoff: &Handoff, mut asked: Asked<'_>) {
             Ok(taken) => {
                 asked.line.set(|r| r.outcome = Outcome::HandedOff);
                 if let Taken::Reporting(taken) = taken {
-                    let reported = Reported::new(Account::new(asked.line), worker, asked.guard, true);
+                    let reported =
+                        Reported::new(Account::new(asked.line), asked.id, asked.origin, worker, asked.guard, true);
                     // Where no word will come, the line is written with what is known, by its being dropped.
                     drop(taken.keep(Box::new(reported)));
                 }

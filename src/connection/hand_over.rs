@@ -235,13 +235,16 @@ impl Serving<'_> {
         let began = self.line.clock();
         let (mut socket, state) = exchange.release();
         let (mut last, mut retry_after_s) = (None, None);
+        let has_no_place = |target: &&Arc<Target>| !matches!(target.dialect(), Dialect::Baton | Dialect::Datagram);
+        if !state.preread().is_empty()
+            && let Some(target) = targets.iter().find(has_no_place)
+        {
+            // Its message has no place for what was read.
+            let error = format!("{} bytes were read of the client and cannot go along", state.preread().len());
+            self.not_handed_over(request, target.name(), by, error);
+            return Tried::Over(self.fail(state.resume(socket), request, Outcome::Refused, 413).await);
+        }
         for target in targets {
-            if !state.preread().is_empty() && !matches!(target.dialect(), Dialect::Baton | Dialect::Datagram) {
-                // Its message has no place for what was read.
-                let error = format!("{} bytes were read of the client and cannot go along", state.preread().len());
-                self.not_handed_over(request, target.name(), by, error);
-                return Tried::Over(self.fail(state.resume(socket), request, Outcome::Refused, 413).await);
-            }
             let until = parts.until;
             let options = &self.settings.targets.options;
             let guard = &*self.guard;
@@ -268,7 +271,7 @@ impl Serving<'_> {
                     });
                     return Tried::Over(match taken {
                         Taken::Silently => None,
-                        Taken::Reporting(taken) => self.taken(taken, state.wants_to_go_on()).await,
+                        Taken::Reporting(taken) => self.taken(taken, request, state.wants_to_go_on()).await,
                     });
                 }
                 Err(SendError::Refused { client, stage, source }) => {
@@ -320,7 +323,7 @@ impl Serving<'_> {
     }
 
     /// What is done about a client that a daemon has and will report on: mostly somebody is left behind to hear it.
-    async fn taken(&mut self, mut taken: channel::Taken, goes_on: bool) -> Option<Client> {
+    async fn taken(&mut self, mut taken: channel::Taken, request: &Request, goes_on: bool) -> Option<Client> {
         if let Some(End { report, back }) = taken.end() {
             self.line.set(|record| reported::fill(record, &report, back.is_some()));
             self.line.end();
@@ -334,8 +337,9 @@ impl Serving<'_> {
             return None;
         }
         let account = std::mem::replace(&mut self.line, Account::new(Line::nobodys()));
+        let reported = Reported::new(account, request.id, &request.origin, self.worker, self.guard, goes_on);
         // Where no word will come, the line is written with what is known, by its being dropped.
-        drop(taken.keep(Box::new(Reported::new(account, self.worker, self.guard, goes_on))));
+        drop(taken.keep(Box::new(reported)));
         None
     }
 

@@ -17,12 +17,15 @@ use crate::handoff::channel::OnEnd;
 use crate::handoff::native::frame::{self, Report};
 use crate::handoff::native::ledger::End;
 use crate::listener;
-use crate::request::Origin;
+use crate::request::{Id, Origin};
 
 /// What is kept of a request whose client a daemon has.
 #[derive(Debug)]
 pub(super) struct Reported {
     account: Option<PackedAccount>,
+    /// Not the line's: where nobody wants to know of a request, there is none.
+    id: Id,
+    listener: Arc<str>,
     worker: Arc<Worker>,
     guard: WeakGuard,
     /// Whether the client means to send another request.
@@ -30,22 +33,29 @@ pub(super) struct Reported {
 }
 
 impl Reported {
-    pub(super) fn new(account: Account, worker: &Arc<Worker>, guard: &Guard, goes_on: bool) -> Self {
-        Self { account: Some(account.pack()), worker: Arc::clone(worker), guard: guard.downgrade(), goes_on }
+    pub(super) fn new(
+        account: Account,
+        id: Id,
+        origin: &Origin,
+        worker: &Arc<Worker>,
+        guard: &Guard,
+        goes_on: bool,
+    ) -> Self {
+        let (account, listener) = (Some(account.pack()), Arc::clone(&origin.listener));
+        Self { account, id, listener, worker: Arc::clone(worker), guard: guard.downgrade(), goes_on }
     }
 }
 
 impl OnEnd for Reported {
     fn ended(mut self: Box<Self>, end: End<OwnedFd>) {
         let Some(packed) = self.account.take() else { return };
-        let listener = packed.line().listener();
         let mut account = packed.unpack();
         account.set(|record| fill(record, &end.report, end.back.is_some()));
         drop(account);
         let Some((socket, unread)) = end.back else { return };
         // The gateway has finished in between: nobody serves the client any more.
         let Some(guard) = self.guard.upgrade() else { return };
-        let Ok(origin) = listener::origin_of(socket.as_fd(), listener.unwrap_or_else(|| "".into())) else { return };
+        let Ok(origin) = listener::origin_of(socket.as_fd(), Arc::clone(&self.listener)) else { return };
         let client = Client::with_preread(socket, unread);
         let place = self.worker.admission.place_beyond();
         let worker = Arc::clone(&self.worker);
@@ -57,7 +67,14 @@ impl OnEnd for Reported {
     }
 
     fn is_about(&self, request: &str) -> bool {
-        self.account.as_ref().is_some_and(|account| account.line().is_about(request))
+        self.id.is(request)
+    }
+}
+
+/// No word of it will come: the line is written with what is known, and the policies are told.
+impl Drop for Reported {
+    fn drop(&mut self) {
+        drop(self.account.take().map(PackedAccount::unpack));
     }
 }
 
@@ -84,5 +101,6 @@ pub(super) fn fill(record: &mut Record, report: &Report, comes_back: bool) {
         frame::Outcome::Timeout => (outcome, error("the daemon gave up")),
     };
     record.status = report.status.or(record.status);
-    record.bytes_out += report.bytes_out;
+    // The daemon's word, whatever it says.
+    record.bytes_out = record.bytes_out.saturating_add(report.bytes_out);
 }

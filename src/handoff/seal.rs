@@ -113,6 +113,11 @@ impl Evidence {
         self.written.is_some() && written_bytes(client) == self.written
     }
 
+    /// Whether somebody certainly has written to the client since.
+    pub(super) fn is_touched(&self, client: BorrowedFd<'_>) -> bool {
+        self.written.zip(written_bytes(client)).is_some_and(|(before, now)| now > before)
+    }
+
     /// Whether nobody but us has, who wrote `count` bytes and then shut down: an end that is still to be sent counts as one.
     fn is_ours_alone(&self, client: BorrowedFd<'_>, count: usize) -> bool {
         let (Some(before), Some(now)) = (self.written, written_bytes(client)) else { return false };

@@ -122,7 +122,9 @@ impl Target {
                     until.map_or(end, |until| end.min(until))
                 });
                 match way.wait(end).await {
-                    Ok((index, permit)) => {
+                    // A daemon that was waited for has gone, or drains: it may have a successor.
+                    Ok(None) => continue,
+                    Ok(Some((index, permit))) => {
                         let deadlines = within(&options.deadlines, until);
                         match way.lend(index, permit, client, &mut offer, &deadlines).await {
                             Step::Over(result) => return way.over(result),
@@ -175,16 +177,22 @@ impl Way<'_> {
     ) -> Step {
         let member = &self.target.members[index];
         self.attempts += 1;
-        if let Some(head) = offer.head.as_deref_mut()
+        let parts = offer.native.as_ref().expect("whoever hands over to a native daemon has the parts");
+        // What can be known before the client is sent a head is.
+        let fits = permit.judge(parts);
+        if fits.is_ok()
+            && let Some(head) = offer.head.as_deref_mut()
             && let Err(source) = write_head(head, &client, deadlines).await
         {
             return Step::Over(Err(SendError::ClientGone { source }));
         }
-        let parts = offer.native.as_ref().expect("whoever hands over to a native daemon has the parts");
         let is_blocking = member.daemon.has_blocking_clients();
-        let result = match permit.lend(client, parts, is_blocking, deadlines).await {
-            Ok(lease) => lease.settle(deadlines.acknowledge, self.worker.beat).await.map(Taken::Reporting),
-            Err(error) => Err(error),
+        let result = match fits {
+            Ok(()) => match permit.lend(client, parts, is_blocking, deadlines).await {
+                Ok(lease) => lease.settle(deadlines.acknowledge, self.worker.beat).await.map(Taken::Reporting),
+                Err(error) => Err(error),
+            },
+            Err(source) => Err(SendError::Refused { client, stage: Stage::Send, source }),
         };
         member.last_failure.learn(&result);
         if result.is_ok() {
@@ -210,15 +218,16 @@ impl Way<'_> {
     }
 
     /// Waits for a daemon that can bear another client.
-    async fn wait(&self, until: Instant) -> Result<(usize, Permit), Refusal> {
+    /// `None`: all of them are to be asked again.
+    async fn wait(&self, until: Instant) -> Result<Option<(usize, Permit)>, Refusal> {
         let Some(_place) = self.target.queue.enter() else { return Err(Refusal::Full("queue_max")) };
         let members = || self.target.members.iter().enumerate().filter(|(at, _)| !self.refused.contains(at));
         let channels = members().map(|(_, member)| Arc::clone(member.channel(self.worker.index)));
-        let permit = timeout_at(until, channel::wait_for_credit(channels)).await.ok().flatten();
-        let permit = permit.ok_or(Refusal::Full("queue_timeout"))?;
+        let permit = timeout_at(until, channel::wait_for_credit(channels)).await;
+        let Some(permit) = permit.map_err(|_| Refusal::Full("queue_timeout"))? else { return Ok(None) };
         let mut found = members().filter(|(_, member)| permit.is_of(member.channel(self.worker.index)));
         let index = found.next().map(|(index, _)| index).ok_or(Refusal::Broken)?;
-        Ok((index, permit))
+        Ok(Some((index, permit)))
     }
 }
 

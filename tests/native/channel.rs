@@ -58,6 +58,24 @@ fn several_frames_in_a_packet_are_as_good_as_several_packets() {
 }
 
 #[test]
+fn a_ping_is_answered_at_once_whoever_reads_it() {
+    let (gateway, scripts) = start(1, "");
+    let mut client = get(&gateway, "/");
+    let channel = &mut scripts[0].accept(10);
+    for n in 0..200 {
+        let lent = channel.lent();
+        let began = std::time::Instant::now();
+        channel.send_with(&[Frame::Taken { id: lent.id }, Frame::Ping(vec![n])], &[]).expect("sent");
+        assert_eq!(channel.frame().0, Frame::Pong(vec![n]));
+        assert!(began.elapsed() < std::time::Duration::from_secs(3), "{n}: {:?}", began.elapsed());
+        lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        channel.give_back(&lent, report(200, 40), b"");
+        assert_eq!(client.answer().body, "ok");
+        client.get("/");
+    }
+}
+
+#[test]
 fn a_reload_keeps_the_channels_of_daemons_that_stay_and_lets_the_others_finish() {
     let (gateway, scripts) = start(2, "balance = \"round-robin\"");
     let mut clients = [get(&gateway, "/0"), get(&gateway, "/1")];

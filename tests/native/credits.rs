@@ -103,6 +103,63 @@ fn who_waits_too_long_or_behind_too_many_is_answered() {
 }
 
 #[test]
+fn who_waits_for_a_daemon_that_ends_or_drains_goes_to_its_successor() {
+    let (gateway, scripts) = start(1, "queue_timeout = \"60s\"");
+    for is_draining in [false, true] {
+        let mut first = get(&gateway, "/first");
+        let mut channel = scripts[0].accept(1);
+        let lent = channel.lent();
+        channel.take(&lent);
+        let mut second = get(&gateway, "/second");
+        eventually("it waits", || (figure(&gateway, &["target_waiting{"])? == "1").then_some(()));
+        let old = if is_draining {
+            channel.send(&Frame::Draining);
+            Some(channel)
+        } else {
+            drop(channel);
+            None
+        };
+        let began = Instant::now();
+        let mut successor = scripts[0].accept(1);
+        let other = successor.lent();
+        assert_eq!(other.metadata("/request/target"), "/second");
+        successor.serve(other, "second", false);
+        assert_eq!(second.answer().body, "second");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(first.answer().body, "ok");
+        drop((old, lent, successor));
+    }
+}
+
+/// One is tried at a time, and what becomes of it is everybody's answer who waited for it.
+#[test]
+fn a_daemon_that_cannot_be_connected_to_keeps_nobody_longer_than_one() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd as _;
+    let (gateway, _scripts) = start(1, "[handoff]\nconnect_timeout = \"400ms\"\nretries = 0");
+    let address = UnixAddr::new(&gateway.path("0.sock")).expect("short");
+    // Nobody accepts: its queue is full.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let one = || socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("a socket");
+    let mut queue = Vec::new();
+    loop {
+        let socket = one();
+        if connect(socket.as_raw_fd(), &address).is_err() {
+            break;
+        }
+        queue.push(socket);
+    }
+    let began = Instant::now();
+    let mut clients: Vec<_> = (0..20).map(|n| get(&gateway, &format!("/{n}"))).collect();
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 503);
+    }
+    // One behind the other, they would wait for eight seconds.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_daemon_that_takes_nobody_gets_nobody() {
     let (gateway, scripts) = start(1, "queue_timeout = \"1ms\"");
     let mut client = get(&gateway, "/");
@@ -313,4 +370,8 @@ fn more_data_than_the_daemon_wants_is_500_and_the_log_names_it() {
     assert_eq!(line["outcome"], "refused");
     assert!(line["error"].as_str().is_some_and(|error| error.contains("1001 bytes of data")), "{line}");
     assert!(line["error"].as_str().is_some_and(|error| error.contains("data_bytes_max of its HELLO")), "{line}");
+    // It is known before the client is sent a head.
+    let mut client = gateway.client();
+    client.send("GET /by-fields HTTP/1.1\r\nHost: x\r\nx-status: 200\r\nx-bytes: 1001\r\n\r\n");
+    assert_eq!(client.answer().status, 500);
 }

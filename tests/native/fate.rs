@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 
-use baton::handoff::native::frame::Frame;
+use baton::handoff::native::frame::{Frame, Reason, Refusal};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -43,26 +43,31 @@ fn a_daemon_that_says_nothing_in_time_finds_a_dead_socket() {
     assert_eq!(outcome(&gateway, 2).0, "handed-off");
 }
 
-/// Ends a channel in one way.
-type Break = fn(&mut Channel);
+/// Ends a channel in one way, which may be about a client that was taken.
+type Break = fn(&mut Channel, u64);
 
 /// The daemon's process lives on, so nobody else may write to the client; it has not been written to, so it is answered.
 #[test]
 fn a_channel_that_breaks_before_a_word_leaves_the_client_to_the_gateway() {
-    let breaks: [(&str, Break); 8] = [
-        ("", |channel| *channel = Channel::to_nobody()),
-        ("a frame that begins with 0x00", |channel| channel.send_bytes(&[0; 16], &[]).expect("it is read")),
-        ("bytes, which are no header", |channel| channel.send_bytes(&[0xB7], &[]).expect("it is read")),
-        ("type 99", |channel| {
+    let breaks: [(&str, Break); 10] = [
+        ("", |channel, _| *channel = Channel::to_nobody()),
+        ("a frame that begins with 0x00", |channel, _| channel.send_bytes(&[0; 16], &[]).expect("it is read")),
+        ("bytes, which are no header", |channel, _| channel.send_bytes(&[0xB7], &[]).expect("it is read")),
+        ("type 99", |channel, _| {
             channel.send_bytes(&[0xB7, 1, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).expect("it is read")
         }),
-        ("TAKEN for the handoff 77", |channel| channel.send(&Frame::Taken { id: 77 })),
-        ("a second HELLO", |channel| channel.send(&crate::support::native::hello(1))),
-        ("2 descriptors came", |channel| {
+        ("TAKEN for the handoff 77", |channel, _| channel.send(&Frame::Taken { id: 77 })),
+        ("which was taken", |channel, id| channel.send(&Frame::Taken { id })),
+        ("which was taken", |channel, id| {
+            let refusal = Refusal { reason: Reason::Overloaded, retry_after_s: None, message: None };
+            channel.send(&Frame::Refused { id, refusal });
+        }),
+        ("a second HELLO", |channel, _| channel.send(&crate::support::native::hello(1))),
+        ("2 descriptors came", |channel, _| {
             let (one, two) = (channel.socket.try_clone().expect("one"), channel.socket.try_clone().expect("two"));
             channel.send_with(&[Frame::Draining], &[one.as_fd(), two.as_fd()]).expect("it is read");
         }),
-        ("HANDOFF from a daemon", |channel| {
+        ("HANDOFF from a daemon", |channel, _| {
             let bytes = b"\xB7\x01\x02\x00\x0e\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0{}\0\0\0\0\0\0\0\0";
             let socket = channel.socket.try_clone().expect("one");
             channel.send_bytes(bytes, &[socket.as_fd()]).expect("it is read");
@@ -76,7 +81,7 @@ fn a_channel_that_breaks_before_a_word_leaves_the_client_to_the_gateway() {
         // The first is the daemon's already.
         let (taken, untaken) = if one.metadata("/request/target") == "/0" { (one, two) } else { (two, one) };
         channel.take(&taken);
-        break_it(&mut channel);
+        break_it(&mut channel, taken.id);
         assert_eq!(clients[1].answer().status, 503, "{name}");
         taken.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         assert_eq!(clients[0].answer().body, "ok", "{name}");
@@ -114,6 +119,49 @@ fn a_daemon_that_answers_before_it_has_taken_is_not_answered_after() {
     drop(lent);
     assert_eq!(client.rest(), "half an ans");
     assert_eq!(outcome(&gateway, 2).0, "unanswered");
+}
+
+/// Whoever writes before it takes breaks its word, and is found out by what was written: nobody writes behind it.
+#[test]
+fn a_daemon_that_writes_and_then_lets_go_is_not_written_behind() {
+    let (gateway, scripts) = start(2, "");
+    // It says that it does not want the client that it has written to.
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[0].accept(1);
+    let lent = channel.lent();
+    lent.write("half an ans");
+    channel.refuse(lent, Reason::Overloaded, None);
+    assert_eq!(client.rest(), "half an ans");
+    assert_eq!(outcome(&gateway, 1), ("unanswered".into(), None, 1));
+
+    // It ends, with its process.
+    let mut process = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[1].accept_silently();
+    let Frame::Hello(hello) = crate::support::native::hello(1) else { unreachable!("it is one") };
+    channel.send(&Frame::Hello(baton::handoff::native::frame::Hello { pid: process.id().into(), ..hello }));
+    channel.frame();
+    let lent = channel.lent();
+    lent.write("half an ans");
+    drop(process.stdin.take());
+    process.wait().expect("it ends");
+    drop(channel);
+    drop(lent);
+    assert_eq!(client.rest(), "half an ans");
+    assert_eq!(outcome(&gateway, 2), ("unanswered".into(), None, 1));
+}
+
+/// Whether its process has ended is asked for a moment, and the client's own deadline may come first.
+#[test]
+fn a_channel_that_breaks_shortly_before_the_deadline_leaves_the_client_to_the_gateway() {
+    let (gateway, scripts) = start(1, "[handoff]\nack_timeout = \"150ms\"");
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[0].accept(1);
+    let lent = channel.lent();
+    drop(channel);
+    assert_eq!(client.answer().status, 503);
+    assert_eq!(outcome(&gateway, 1), ("refused".into(), Some(503), 1));
+    drop(lent);
 }
 
 #[test]
@@ -166,6 +214,17 @@ fn what_is_no_daemon_of_this_protocol_is_said_and_left_alone() {
     let line = gateway.log_line(lines);
     assert!(line["error"].as_str().is_some_and(|error| error.contains("without a version that is known")), "{line}");
     drop((silent, other));
+}
+
+#[test]
+fn nobody_is_lent_to_whoever_speaks_before_hello() {
+    let (gateway, scripts) = start(1, "[handoff]\nretries = 0");
+    let mut client = get(&gateway, "/");
+    let rude = scripts[0].accept_silently();
+    rude.send_with(&[Frame::Ping(Vec::new()), crate::support::native::hello(1)], &[]).expect("the gateway is there");
+    assert_eq!(client.answer().status, 503);
+    let line = gateway.log_line(1);
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("a word before HELLO")), "{line}");
 }
 
 #[test]

@@ -131,6 +131,52 @@ fn a_client_that_comes_back_goes_on_with_what_was_read_and_not_used() {
 }
 
 #[test]
+fn a_client_that_comes_back_is_the_listeners_also_where_nothing_is_logged() {
+    let toml = crate::toml(1, "").replace("admin = \"unix:DIR/admin.sock\"", "# no access_log = here");
+    let folder = crate::support::folder();
+    let script = crate::support::native::Script::listen(&folder.path().join("0.sock"));
+    let gateway = crate::support::Gateway::start_in(folder, &toml, |command| command);
+    let mut client = gateway.client();
+    client.get("/");
+    let channel = &mut script.accept(10);
+    for _ in 0..3 {
+        let lent = channel.lent();
+        assert_eq!(lent.metadata("/server/listener"), "http");
+        channel.take(&lent);
+        // Its task in the gateway has ended by then.
+        channel.send(&Frame::Ping(Vec::new()));
+        channel.frame();
+        lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        channel.give_back(&lent, report(200, 40), b"");
+        drop(lent);
+        assert_eq!(client.answer().body, "ok");
+        client.get("/");
+    }
+}
+
+/// A daemon of another dialect has no place for what was read: that is known before the client is sent a response's head.
+#[test]
+fn what_was_read_and_cannot_go_along_is_found_out_before_anything_is_written() {
+    let (gateway, scripts) = start(1, "[target.old]\nsockets = [\"DIR/old.sock\"]\ndialect = \"seqpacket\"");
+    let mut client = gateway.client();
+    client.get("/");
+    let channel = &mut scripts[0].accept(10);
+    let lent = channel.lent();
+    channel.take(&lent);
+    lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let unread =
+        "GET /by-fields HTTP/1.1\r\nHost: x\r\nx-status: 200\r\nx-alternate: old\r\n\r\nGET /answer HTTP/1.1\r\nHo";
+    channel.give_back(&lent, report(200, 40), unread.as_bytes());
+    drop(lent);
+    assert_eq!(client.answer().body, "ok");
+    assert_eq!(client.answer().status, 413);
+    client.send("st: x\r\n\r\n");
+    assert_eq!(client.answer().body, "answer");
+    let line = gateway.log_line(2);
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("24 bytes were read of the client")), "{line}");
+}
+
+#[test]
 fn a_client_that_asked_for_the_end_has_it_also_where_the_daemon_gives_it_back() {
     let (gateway, scripts) = start(1, "");
     let mut channel = None;

@@ -68,6 +68,8 @@ pub(super) struct Books {
 pub(super) struct Over {
     pub(super) why: Option<Why>,
     pub(super) lent: Vec<Loan>,
+    /// Of those that were taken, what was kept: no word of them will come.
+    pub(super) taken: Vec<Box<dyn OnEnd>>,
     pub(super) is_reported: bool,
 }
 
@@ -214,7 +216,7 @@ impl Link {
             // What they write is not written under the lock.
             let left = books.ledger.end();
             if books.over.is_none() {
-                books.over = Some(Over { why: None, lent: left.lent, is_reported: false });
+                books.over = Some(Over { why: None, lent: left.lent, taken: Vec::new(), is_reported: false });
             }
             left.taken
         };
@@ -251,8 +253,20 @@ impl Link {
         true
     }
 
-    /// Reads what has come, and does what it says. At most so many packets: where there may be more, the reader is woken.
+    /// As [`read`](Self::read), for everybody but the reader: it is woken where there is something for it to do, because
+    /// what was read here is no event for it any more.
     pub(in super::super) fn look(self: &Arc<Self>) -> Look {
+        let look = self.read();
+        let books = self.books();
+        if !books.unsent.is_empty() || books.is_closing {
+            self.wake.notify_one();
+        }
+        drop(books);
+        look
+    }
+
+    /// Reads what has come, and does what it says. At most so many packets: where there may be more, the reader is woken.
+    pub(super) fn read(self: &Arc<Self>) -> Look {
         let look = BUFFER.with_borrow_mut(|buffer| {
             // One byte more than there may be, so that more is seen to be.
             buffer.resize(PACKET_BYTES_MAX + 1, 0);
@@ -317,9 +331,7 @@ impl Link {
         }
         let left = books.ledger.end();
         books.unsent.clear();
-        books.over = Some(Over { why, lent: left.lent, is_reported: false });
-        // Each writes its line.
-        drop(left.taken);
+        books.over = Some(Over { why, lent: left.lent, taken: left.taken, is_reported: false });
         self.wake.notify_one();
     }
 

@@ -49,6 +49,11 @@ impl Loan {
         }
     }
 
+    /// Whether somebody has written to the client since it was lent, as far as that can be known.
+    pub(super) fn is_touched(&self) -> bool {
+        self.evidence.is_touched(self.client.as_fd())
+    }
+
     /// Gives the client back as it was before it was lent.
     pub(super) fn refused(self, stage: Stage, source: Refusal) -> SendError {
         let client = self.client.as_fd();
@@ -96,11 +101,6 @@ pub(super) async fn lend(
     let evidence = Evidence::of_lease(client.as_fd(), parts.has_head);
     let (tell, word) = oneshot::channel();
     let loan = Loan { client, evidence, is_blocking, tell: Some(tell) };
-    let data_bytes_max = link.books().ledger.hello().and_then(|hello| hello.data_bytes_max);
-    if data_bytes_max.is_some_and(|max| parts.data.len() as u64 > max) {
-        let bytes_max = usize::try_from(data_bytes_max.unwrap_or_default()).unwrap_or(usize::MAX);
-        return Err(loan.refused(Stage::Send, Refusal::TooMuchData { bytes: parts.data.len(), bytes_max }));
-    }
     let packet = match Packed::new(parts) {
         Ok(packet) => packet,
         Err(error) => return Err(loan.refused(Stage::Send, error)),

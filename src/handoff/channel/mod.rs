@@ -39,7 +39,6 @@ use tokio::time::Instant;
 pub(super) use self::link::Link;
 use self::loan::Word;
 pub(super) use self::loan::is_late_taken;
-use self::reader::EXIT_PATIENCE;
 use super::beat::{Beat, Pause};
 use super::error::{Refusal, SendError, Stage};
 use super::native::frame::Load;
@@ -75,6 +74,8 @@ pub struct Channel {
     state: Mutex<State>,
     returned: AtomicU64,
     opening: tokio::sync::Mutex<()>,
+    /// Links that could not be opened.
+    failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -224,16 +225,29 @@ impl Channel {
 
     /// The daemon takes nobody any more: whoever comes next is for its successor.
     fn drains(&self, link: &Arc<Link>) {
-        let mut state = self.state();
-        if !state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, link)) {
+        if !self.forget(link) {
             return;
         }
-        state.link = None;
+        let mut state = self.state();
         state.draining.retain(|link| link.strong_count() > 0);
         state.draining.push(Arc::downgrade(link));
         // One that drains as soon as it is there is not asked again at once.
         let pause = if link.age() < LASTING { SUCCESSOR_PAUSE_LONG } else { SUCCESSOR_PAUSE };
         state.successor = Some(Successor { due: Instant::now() + pause, place: link.place() });
+    }
+
+    /// Nobody is lent over that link any more, if it is the one: those who wait for its credits have to look elsewhere,
+    /// because nobody else would open another for them.
+    fn forget(&self, link: &Arc<Link>) -> bool {
+        let mut state = self.state();
+        if !state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, link)) {
+            return false;
+        }
+        state.link = None;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.iter().for_each(|waiting| waiting.send_away());
+        true
     }
 
     /// Clients that came back over it.
@@ -271,10 +285,14 @@ impl Channel {
         insists: bool,
         begin: Begin<'_>,
     ) -> Result<Arc<Link>, (Stage, Refusal)> {
-        // One at a time; the others find what it has opened.
+        // One at a time; the others find what it has opened, or share its failure: or each would wait behind the other's.
+        let failures = self.failures.load(Ordering::Relaxed);
         let one = self.opening.lock().await;
         if let Some(link) = self.link() {
             return Ok(link);
+        }
+        if failures != self.failures.load(Ordering::Relaxed) {
+            return Err((Stage::Connect, Refusal::Broken));
         }
         let path = to.address().path();
         let hindrance = self.state().hindrance(path);
@@ -298,6 +316,7 @@ impl Channel {
                 Ok(link)
             }
             Err(failure) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
                 if failure.has_connected {
                     self.broke(Duration::ZERO, before);
                 }
@@ -332,7 +351,8 @@ impl Drop for Channel {
     }
 }
 
-/// Waits for a credit of one of the channels, first come, first served.
+/// Waits for a credit of one of the channels, first come, first served. `None`: one of them has lost its link, and whoever
+/// waits had better ask all of them anew.
 ///
 /// # Cancel safety
 /// Dropping it gives the place in the queue up.
@@ -361,6 +381,11 @@ impl Waiting {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// There is no use in waiting any more.
+    fn send_away(&self) {
+        drop(self.place().take());
+    }
+
     fn is_waiting(&self) -> bool {
         self.place().as_ref().is_some_and(|sender| !sender.is_closed())
     }
@@ -380,7 +405,22 @@ impl Permit {
         self.0.as_ref().is_some_and(|link| link.is_of(channel))
     }
 
-    /// Lends `client` to the daemon.
+    /// Whether it can be sent at all: to be asked before the client is sent a head.
+    ///
+    /// # Errors
+    /// The metadata is longer than a packet, or the data than what the daemon wants.
+    pub fn judge(&self, parts: &Parts<'_>) -> Result<(), Refusal> {
+        packed::judge(parts)?;
+        let link = self.0.as_ref().expect("a permit is used once");
+        let bytes_max = link.books().ledger.hello().and_then(|hello| hello.data_bytes_max);
+        let bytes_max = bytes_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        match parts.data.len() {
+            bytes if bytes > bytes_max => Err(Refusal::TooMuchData { bytes, bytes_max }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lends `client` to the daemon, which wants as much: see [`judge`](Self::judge).
     ///
     /// # Errors
     /// As [`Lease::settle`]: it was not sent.
@@ -455,6 +495,10 @@ impl Lease {
         self.is_settled = true;
         match word {
             Word::Taken => Ok(Taken { link: Arc::clone(&self.link), id: self.id, is_accounted: false }),
+            // It has broken its word: nobody writes behind it.
+            Word::Refused(loan, _) | Word::Gone(loan) if loan.is_touched() => {
+                Err(loan.unread(Late::default(), Weak::new()))
+            }
             Word::Refused(loan, refusal) => Err(loan.refused(Stage::Acknowledge, Refusal::Daemon(Box::new(refusal)))),
             Word::Gone(loan) => Err(loan.refused(Stage::Acknowledge, Refusal::NeverRead)),
             Word::Broken(loan) => Err(loan.unread(Late::default(), Weak::new())),
@@ -462,17 +506,19 @@ impl Lease {
     }
 
     async fn give_up(mut self) -> Result<Taken, SendError> {
-        if let Some((loan, late)) = self.link.withdraw(self.id) {
-            self.is_settled = true;
-            return Err(loan.unread(late, Arc::downgrade(&self.link)));
-        }
-        // The link has ended: whoever reads it is about to say whether the daemon has, too.
-        match tokio::time::timeout(2 * EXIT_PATIENCE, &mut self.word).await {
-            Ok(Ok(word)) => self.judge(word),
-            Ok(Err(_)) | Err(_) => {
+        match self.link.withdraw(self.id) {
+            Some((loan, late)) => {
                 self.is_settled = true;
-                Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() })
+                Err(loan.unread(late, Arc::downgrade(&self.link)))
             }
+            // The link has ended, and whoever reads it is about to say what became of the client.
+            None => match (&mut self.word).await {
+                Ok(word) => self.judge(word),
+                Err(_) => {
+                    self.is_settled = true;
+                    Err(SendError::Unanswered { source: std::io::ErrorKind::BrokenPipe.into() })
+                }
+            },
         }
     }
 }

@@ -23,6 +23,14 @@ pub(super) struct Packed<'a> {
     files: Vec<OwnedFd>,
 }
 
+/// Whether what cannot be in a file fits a packet.
+pub(super) fn judge(parts: &Parts<'_>) -> Result<(), Refusal> {
+    match HEADER_BYTES + LENGTHS_BYTES + parts.metadata.len() {
+        bytes if bytes > PACKET_BYTES_MAX => Err(Refusal::TooLarge { bytes, bytes_max: PACKET_BYTES_MAX }),
+        _ => Ok(()),
+    }
+}
+
 impl<'a> Packed<'a> {
     /// Puts into files what is too long.
     ///

@@ -14,7 +14,7 @@ use super::loan::Word;
 /// After so long without a word the daemon is asked for one.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a process may take from the end of its channel to its own.
-pub(super) const EXIT_PATIENCE: Duration = Duration::from_millis(200);
+const EXIT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Reads a link until it ends, and says what became of whoever was lent then.
 pub(super) async fn run(link: Arc<Link>) {
@@ -44,7 +44,7 @@ pub(super) async fn run(link: Arc<Link>) {
                     link.finish(&mut books, Some(Why::Io(error)), &mut vec![0; PACKET_BYTES_MAX + 1]);
                     break;
                 }
-                link.look();
+                link.read();
             }
             writable = link.socket.writable(), if has_unsent => {
                 if let Ok(mut guard) = writable {
@@ -52,30 +52,29 @@ pub(super) async fn run(link: Arc<Link>) {
                 }
             }
             () = link.wake.notified() => {
-                link.look();
+                link.read();
                 tokio::task::yield_now().await;
             }
             _ = silence.tick() => heard = link.listen_for_silence(heard),
         }
     }
-    let (why, lent) = {
+    let (why, lent, taken) = {
         let mut books = link.books();
         let over = books.over.as_mut().expect("it is over");
-        (over.why.take().filter(|_| !over.is_reported), std::mem::take(&mut over.lent))
+        let why = over.why.take().filter(|_| !over.is_reported);
+        (why, std::mem::take(&mut over.lent), std::mem::take(&mut over.taken))
     };
+    // Each writes its line, and may be the last who knows of a policy, or of this link's channel: not under the lock.
+    drop(taken);
     let (daemon, count) = (link.path.display(), lent.len());
     match &why {
         Some(why) => tracing::warn!(%daemon, lent = count, error = %why, "the channel was ended"),
         None => tracing::debug!(%daemon, lent = count, "the channel has ended"),
     }
     if let Some(channel) = link.channel.upgrade() {
-        let mut state = channel.state();
-        if state.link.as_ref().is_some_and(|own| Arc::ptr_eq(own, &link)) {
-            state.link = None;
-        }
+        channel.forget(&link);
         // Whoever listens there from now on is somebody else.
-        state.has_left(&link);
-        drop(state);
+        channel.state().has_left(&link);
         if why.is_some() {
             channel.broke(link.age(), link.place());
         }

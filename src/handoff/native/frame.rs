@@ -349,7 +349,7 @@ impl Frame {
             }
             Self::Load(load) => (7, 0, 0, load.write()),
             Self::Draining => (8, 0, 0, Vec::new()),
-            Self::Revoke { id, reason } => (9, 0, *id, bytes(&json!({ "reason": reason }))),
+            Self::Revoke { id, reason } => (9, 0, *id, bytes(&json!({ "reason": cut(reason) }))),
             Self::Ping(bytes) => (10, 0, 0, bytes.clone()),
             Self::Pong(bytes) => (11, 0, 0, bytes.clone()),
             Self::Ignored(kind) => (*kind, FLAG_OPTIONAL, 0, Vec::new()),
@@ -430,7 +430,7 @@ impl Refusal {
             refusal["retry_after_s"] = seconds.into();
         }
         if let Some(message) = &self.message {
-            refusal["message"] = message.as_str().into();
+            refusal["message"] = cut(message).into();
         }
         bytes(&refusal)
     }
@@ -456,7 +456,7 @@ impl Report {
             report["status"] = (*status).into();
         }
         if let Some(message) = message {
-            report["message"] = message.as_str().into();
+            report["message"] = cut(message).into();
         }
         bytes(&report)
     }

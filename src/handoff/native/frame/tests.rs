@@ -114,6 +114,31 @@ fn a_handoff_that_fills_a_packet_fits_and_a_byte_more_does_not() {
     assert_eq!(Frame::Handoff { id: 1, handoff: handoff(room) }.encode().len(), PACKET_BYTES_MAX);
 }
 
+/// Whoever says more than anybody reads must not be the end of whoever sends it.
+#[test]
+fn what_is_for_people_is_cut_before_it_is_sent() {
+    let long = "\u{e9}".repeat(PACKET_BYTES_MAX);
+    let cut = "\u{e9}".repeat(512);
+    let refusal = |text: &str| Refusal { reason: Reason::Denied, retry_after_s: None, message: Some(text.to_owned()) };
+    let report = |text: &str| Report {
+        status: None,
+        bytes_out: 0,
+        duration_us: 0,
+        result: Outcome::Ok,
+        message: Some(text.to_owned()),
+    };
+    let frames = |text: &str| {
+        [
+            Frame::Revoke { id: 1, reason: text.to_owned() },
+            Frame::Refused { id: 1, refusal: refusal(text) },
+            Frame::Done { id: 1, report: report(text) },
+        ]
+    };
+    for (said, read) in frames(&long).iter().zip(frames(&cut)) {
+        assert_eq!(Frame::decode(&said.encode()), Ok(read));
+    }
+}
+
 #[test]
 fn data_is_not_in_the_debug_form() {
     let handoff = Handoff {
