@@ -7,7 +7,7 @@ use std::thread;
 use crate::language::faulty_program;
 
 /// At a time; most of them wait for what does not come.
-const SIDE_BY_SIDE: usize = 8;
+const SIDE_BY_SIDE: usize = 20;
 
 /// A fault of `faulty.py`, and the checks that catch it.
 const FAULTS: &[(&str, &[&str])] = &[
