@@ -328,6 +328,12 @@ pub fn takes_no_framing_that_it_does_not_know(language: Language) {
         request.metadata["body"]["remaining"] = remaining;
         request
     };
+    let head = |bytes: Value, preread: &[u8]| {
+        let mut request = Request::get("/echo");
+        request.metadata["request"]["head_bytes"] = bytes;
+        request.preread = preread.to_vec();
+        request
+    };
     let all = [
         strange("carrier-pigeon"),
         strange("Chunked"),
@@ -336,6 +342,10 @@ pub fn takes_no_framing_that_it_does_not_know(language: Language) {
         length((-1).into()),
         length("5".into()),
         length(1.5.into()),
+        head((-1).into(), b"GET / HTTP/1.1\r\n\r\n"),
+        head("1".into(), b"GET / HTTP/1.1\r\n\r\n"),
+        head(5.into(), b"GET "),
+        head(1.into(), b""),
     ];
     for request in all {
         let _what = Named(&request.metadata.to_string());

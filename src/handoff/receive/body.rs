@@ -243,7 +243,8 @@ impl Handoff {
     /// Whether the client may keep the body until it is asked for it.
     fn may_be_waited_for(&self) -> bool {
         let waits = self.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
-        waits && self.input().is_on_socket() && self.input().preread.is_empty()
+        let is_known_to_it = self.request("version") != Some("1.0");
+        waits && is_known_to_it && self.input().is_on_socket() && self.input().preread.is_empty()
     }
 
     /// Whether what is left of the body is so little, as far as is known, that it can be read and dropped.

@@ -95,7 +95,10 @@ impl Chunked {
             (State::Size { value, .. } | State::Extension { value }, b'\r') => State::SizeEnd { value },
             (State::Size { value, .. }, b';' | b' ' | b'\t') => State::Extension { value },
             (State::Extension { value }, b'\t' | b' '..=b'~' | 0x80..) => State::Extension { value },
-            (State::SizeEnd { value: 0 }, b'\n') => State::Trailer { is_empty: true },
+            (State::SizeEnd { value: 0 }, b'\n') => {
+                self.line_bytes = 0;
+                State::Trailer { is_empty: true }
+            }
             (State::SizeEnd { value }, b'\n') => {
                 self.line_bytes = 0;
                 State::Data { left: value }

@@ -62,6 +62,11 @@ impl Offer {
         if let Some(memfd) = preread_memfd {
             preread = memfd.read(data_bytes_max)?;
         }
+        if let Some(head_bytes) = metadata.get("request").and_then(|request| request.get("head_bytes"))
+            && head_bytes.as_u64().is_none_or(|bytes| bytes > preread.len() as u64)
+        {
+            return Err(ReceiveError::Protocol("a head that is not among what was read").into());
+        }
         let framing = Framing::of(&metadata).map_err(ReceiveError::Protocol)?;
         let input = match (body, framing) {
             (None, Framing::Memfd(_)) => {
