@@ -200,7 +200,7 @@ fn whoever_is_refused_goes_to_the_next_and_the_longest_time_is_told() {
 
 #[test]
 fn a_daemon_that_drains_is_passed_over_and_finishes_what_it_has() {
-    let (gateway, scripts) = start(2, "balance = \"round-robin\"");
+    let (gateway, scripts) = start(2, "balance = \"round-robin\"\n[handoff]\nack_timeout = \"20s\"");
     let mut one = get(&gateway, "/one");
     let mut first = scripts[0].accept(10);
     let lent = first.lent();
