@@ -10,7 +10,9 @@ use crate::support::Gateway;
 /// What was seen.
 #[derive(Debug, Default)]
 pub struct Seen {
-    looks: usize,
+    pub looks: usize,
+    /// Looks that came to nothing, because somebody did not come to stand still in time.
+    restless: usize,
     /// Sockets of clients that the gateway alone has.
     gateways: usize,
     /// That one daemon alone has.
@@ -21,7 +23,6 @@ pub struct Seen {
     two_daemons: usize,
     /// Two daemons that both had it still when they had had time to let go.
     pub two_daemons_stay: Vec<String>,
-    longest_ms: u128,
 }
 
 impl Seen {
@@ -31,16 +32,21 @@ impl Seen {
         let begun = Instant::now();
         while !suspects.is_empty() && begun.elapsed().as_secs() < 3 {
             std::thread::park_timeout(std::time::Duration::from_millis(50));
+            let looks = self.looks;
             let again = self.look_once(gateway, members);
-            suspects.retain(|inode, holders| again.get(inode).is_some_and(|now| now.is_superset(holders)));
+            if self.looks > looks {
+                suspects.retain(|inode, holders| again.get(inode).is_some_and(|now| now.is_superset(holders)));
+            }
         }
         self.two_daemons_stay.extend(suspects.iter().map(|(inode, holders)| format!("{inode} of {holders:?}")));
     }
 
     /// Sockets of clients that two daemons have.
     fn look_once(&mut self, gateway: &Gateway, members: &[Member]) -> BTreeMap<u64, BTreeSet<u32>> {
-        let begun = Instant::now();
-        let still = Still::stand(gateway.child.id(), members);
+        let Some(still) = Still::stand(gateway.child.id(), members) else {
+            self.restless += 1;
+            return BTreeMap::new();
+        };
         let clients = clients(gateway.address().port());
         let mut holders: BTreeMap<u64, BTreeSet<(usize, u32)>> = BTreeMap::new();
         for (daemon, pid) in &still.processes {
@@ -50,7 +56,6 @@ impl Seen {
         }
         drop(still);
         self.looks += 1;
-        self.longest_ms = self.longest_ms.max(begun.elapsed().as_millis());
         let mut two = BTreeMap::new();
         for (inode, of) in holders {
             let has_gateway = of.iter().any(|(daemon, _)| *daemon == 0);

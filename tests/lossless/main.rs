@@ -156,6 +156,7 @@ fn judge(what: &str, mut run: Run, may_cut: bool) {
         eprintln!("{fault}");
     }
     assert!(run.faults.is_empty(), "{what}: {} faults", run.faults.len());
+    assert!(run.seen.looks > 0, "nobody ever stood still: {:?}", run.seen);
     assert!(run.seen.two_daemons_stay.is_empty(), "{:?}", run.seen);
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -242,8 +242,13 @@ pub struct Still<'a> {
     pub processes: Vec<(usize, u32)>,
 }
 
+/// How long they may take to stand still: on a busy machine a thread may not have its turn for long, and nobody is to be
+/// held up by that.
+const STAND_PATIENCE: Duration = Duration::from_millis(500);
+
 impl<'a> Still<'a> {
-    pub fn stand(gateway: u32, members: &'a [Member]) -> Self {
+    /// `None` where somebody does not come to stand still in time.
+    pub fn stand(gateway: u32, members: &'a [Member]) -> Option<Self> {
         let members: Vec<_> = members.iter().map(Member::state).collect();
         let mut still = Self { members, ours: Vec::new(), processes: vec![(0, gateway)] };
         let mut daemon = 0;
@@ -255,19 +260,29 @@ impl<'a> Still<'a> {
                 roots.push((daemon, running.child.id(), state.is_stopped && at == last));
             }
         }
+        let end = Instant::now() + STAND_PATIENCE;
+        let stands = |pid| {
+            while !are_all(pid, 'T') && !are_all(pid, 'Z') {
+                if Instant::now() > end {
+                    return None;
+                }
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            Some(())
+        };
         for (daemon, root, is_stopped) in roots {
             if !is_stopped {
                 signal(root, Signal::SIGSTOP);
                 still.ours.push(root);
             }
             // Whoever stands still starts nobody.
-            eventually("it stands still", || (are_all(root, 'T') || are_all(root, 'Z')).then_some(()));
+            stands(root)?;
             let children = family(root).split_off(1);
             for child in children {
                 // It may have ended since.
                 if kill(Pid::from_raw(child.cast_signed()), Signal::SIGSTOP).is_ok() {
                     still.ours.push(child);
-                    eventually("it stands still", || (are_all(child, 'T') || are_all(child, 'Z')).then_some(()));
+                    stands(child)?;
                     still.processes.push((daemon, child));
                 }
             }
@@ -275,7 +290,7 @@ impl<'a> Still<'a> {
                 still.processes.push((daemon, root));
             }
         }
-        still
+        Some(still)
     }
 }
 
