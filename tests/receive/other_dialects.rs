@@ -1,7 +1,9 @@
 //! Dialects in which the gateway writes a head, or sends the request's.
 
+use std::io::Read as _;
+
 use crate::support::{Gateway, eventually};
-use crate::{HEAD, Receiver, body, gateway_of, get};
+use crate::{ANSWERED, HEAD, Receiver, body, gateway_of, get};
 
 // fdpass: the gateway has written the response's head.
 

@@ -74,8 +74,8 @@ How it ends
   the client has left           closed                                DONE client-gone
   --timeout, --stall-timeout    504; reset if something was written   DONE timeout
   revoked, or cut by a drain    503; reset if something was written   DONE revoked, or error
-  In the last two it gets TERM, and KILL after 2 s; one that then ends with 0 has written a whole answer. Of a client over a Unix socket (a relay) nobody can tell
-  what was written: it is closed.
+  In the last two it gets TERM, and KILL after 2 s; one that then ends with 0 has written a whole answer. Of a client over
+  a Unix socket (a relay) nobody can tell what was written: it is closed.
 
 With --prefork
   programs accept for themselves, as after FCGI_Accept: descriptor 3 listens (LISTEN_FDS=1, LISTEN_PID), and who may hand over is in
