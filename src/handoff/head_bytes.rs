@@ -52,7 +52,7 @@ impl HeadBytes {
     /// `TimedOut`, or what the system says.
     ///
     /// # Cancel safety
-    /// As for [`send`](super::send): the client is to be closed.
+    /// As for [`send`](fn@super::send): the client is to be closed.
     pub async fn write_whole(&mut self, client: &OwnedFd, until: Instant) -> io::Result<()> {
         if !self.is_written() {
             Self::wait_for_room(client.as_fd(), until).await?;

@@ -4,7 +4,7 @@
 //! | who | does |
 //! |---|---|
 //! | [`Channel`] | knows whether there is a link, opens one, and has the queue of those who wait for the daemon's credit |
-//! | [`Link`] | the connection: packets out and in, and the [`Ledger`] of who owns whom |
+//! | `Link` | the connection: packets out and in, and the [ledger](super::native::ledger) of who owns whom |
 //! | [`Permit`] | one credit of a link, given back when it is dropped |
 //! | [`Lease`] | a client that was lent: what became of it is waited for here |
 //! | [`Taken`] | a client that a daemon has: its end is asked for, or somebody is left behind to account for it |

@@ -202,6 +202,8 @@ impl Handoff {
     /// Says how it ended, once. What nobody waits for is sent with what somebody does, or at the latest before whoever
     /// serves the channels waits.
     fn conclude(&mut self, frame: impl FnOnce(&Self, u64) -> Frame, urgency: Urgency) {
+        // A gateway may use the place as soon as it hears of it.
+        self.shared().leave_place();
         if let Lease::Channel { channel, id, .. } = &self.inner().lease {
             let frame = frame(self, *id);
             let said = channel.conclude(*id, &frame, urgency);
@@ -210,11 +212,16 @@ impl Handoff {
                 self.shared().wake();
             }
         }
-        self.end();
+        self.has_ended();
     }
 
     /// Nothing is left to be said.
     fn end(&mut self) {
+        self.shared().leave_place();
+        self.has_ended();
+    }
+
+    fn has_ended(&mut self) {
         let inner = self.inner_mut();
         inner.is_concluded = true;
         inner.shared.end_one();

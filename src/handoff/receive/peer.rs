@@ -157,7 +157,7 @@ impl Gateway {
             Err(Misfit::Wrong(error)) => return Err(error),
         };
         let max = shared.options.in_flight_max;
-        let is_full = self.channel.lent_count() > max || shared.in_flight() >= max;
+        let is_full = self.channel.lent_count() > max || shared.places_taken() >= max;
         if is_stopping || is_full {
             // The copy of the client is closed before that is said.
             drop(offer);

@@ -31,6 +31,7 @@ pub(super) struct Shared {
     /// Whoever has it serves the channels; `None` once the acceptor is gone.
     engine: Mutex<Option<Engine>>,
     in_flight: AtomicUsize,
+    places: AtomicUsize,
     is_stopping: AtomicBool,
     /// Whether nobody will send soon what is left behind for later.
     is_waiting: AtomicBool,
@@ -53,6 +54,7 @@ impl Shared {
             epoll,
             engine: Mutex::new(None),
             in_flight: AtomicUsize::new(0),
+            places: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             is_waiting: AtomicBool::new(true),
             load: AtomicU64::new(UNSAID),
@@ -134,7 +136,17 @@ impl Shared {
         self.in_flight.load(Ordering::SeqCst)
     }
 
+    /// Places that are taken. One is left a moment before its client is not in flight any more: before the gateway hears of it.
+    pub(super) fn places_taken(&self) -> usize {
+        self.places.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn leave_place(&self) {
+        self.places.fetch_sub(1, Ordering::SeqCst);
+    }
+
     pub(super) fn begin_one(&self) {
+        self.places.fetch_add(1, Ordering::SeqCst);
         self.in_flight.fetch_add(1, Ordering::SeqCst);
     }
 
