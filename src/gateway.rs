@@ -3,22 +3,23 @@
 //! One thread for each core serves clients, each with a runtime of its own. The thread that began them loads, reloads and
 //! drains; compiling is done beside it, so that a signal is heard at any time.
 
+mod worker;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
+use self::worker::{WorkerThread, spawn_worker};
 use crate::access_log::{self, AccessLog, Sinks};
 use crate::admin::{self, Admin};
 use crate::admission::Admission;
 use crate::config::{self, Config, Fault, Faults};
-use crate::connection::{Gates, Settings, Worker, serve};
+use crate::connection::{Gates, Settings, Worker};
 use crate::counts::Counts;
 use crate::drain::{Drain, Guard};
-use crate::listener::{self, Accept, Listener};
+use crate::listener::{self, Listener};
 use crate::policy::{Engine, Policy, Services};
 use crate::process;
 use crate::route::{Route, Table};
@@ -149,16 +150,6 @@ struct Listening {
     /// Ends accepting on it, while its clients go on.
     stop: Drain,
 }
-
-#[derive(Debug)]
-struct WorkerThread {
-    worker: Arc<Worker>,
-    accepts: mpsc::UnboundedSender<Begin>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-/// What a worker is given: a socket to accept from until it is told to stop, and the guard for its clients.
-type Begin = (Accept, Guard, Guard);
 
 impl Gateway {
     /// Begins to serve, with what is `held` already, else with what it takes now.
@@ -460,47 +451,4 @@ fn bind(
         Err(error) => Err(StartError::Bind(Fault { message: error.to_string(), ..l.address.clone() })),
     })
     .collect()
-}
-
-/// How long the end waits for calls that block, each in a thread of its own.
-const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
-
-fn spawn_worker(worker: Worker) -> io::Result<WorkerThread> {
-    let (accepts, mut begins) = mpsc::unbounded_channel::<Begin>();
-    let worker = Arc::new(worker);
-    let admission = Arc::clone(&worker.admission);
-    let idle = Arc::clone(&worker);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(move || idle.beat.rest()).build()?;
-    let (worker, ours) = (Arc::clone(&worker), worker);
-    let work = move || {
-        runtime.block_on(async {
-            let begin = async {
-                // Ends when the gateway has drained, or given up: what still runs is dropped with the runtime.
-                while let Some((accept, until, clients)) = begins.recv().await {
-                    let (worker, admission) = (Arc::clone(&worker), Arc::clone(&admission));
-                    clients.spawn(|clients| async move {
-                        let begin = |client, origin, place| {
-                            let worker = Arc::clone(&worker);
-                            clients.spawn(|guard| serve(worker, client, origin, place, guard));
-                        };
-                        accept.run(admission, until, begin).await;
-                    });
-                }
-            };
-            tokio::select! {
-                () = begin => {}
-                () = worker.beat.run() => {}
-            }
-        });
-        // Whoever has a client of ours goes on with it; what is known of it is written.
-        {
-            let _runtime = runtime.enter();
-            worker.settings.load().targets.leave(worker.index);
-        }
-        // A file on a dead network, or a name that nobody resolves, is not waited for.
-        runtime.shutdown_timeout(BLOCKED_TIMEOUT);
-    };
-    let thread = std::thread::Builder::new().name(format!("worker-{}", ours.index)).spawn(work)?;
-    Ok(WorkerThread { worker: ours, accepts, thread })
 }
