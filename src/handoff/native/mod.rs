@@ -6,3 +6,4 @@ pub mod header;
 #[cfg(feature = "gateway")]
 pub mod ledger;
 pub mod sections;
+mod words;

@@ -8,6 +8,8 @@ pub mod header;
 pub mod ledger;
 #[path = "../../../src/handoff/native/sections.rs"]
 pub mod sections;
+#[path = "../../../src/handoff/native/words.rs"]
+mod words;
 
 use std::collections::HashMap;
 
