@@ -226,10 +226,21 @@ impl Target {
 
     /// Which daemon is tried first; the others follow in their order.
     fn first(&self, key: Option<&str>) -> usize {
-        match self.members.len() {
-            1 => 0,
-            // All are down, as far as is known: each may be up again.
-            count => self.pick(self.balance, key).unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed) % count),
+        let count = self.members.len();
+        let turn = || self.turn.fetch_add(1, Ordering::Relaxed) % count;
+        match (self.dialect(), self.balance) {
+            _ if count == 1 => 0,
+            // A daemon that says nothing of itself is asked to find out how it is.
+            (Dialect::Baton, _) | (_, Strategy::Hash | Strategy::LeastLoad | Strategy::RandomTwo) => {
+                // All are down, as far as is known: each may be up again.
+                self.pick(self.balance, key).unwrap_or_else(turn)
+            }
+            (_, Strategy::RoundRobin) => turn(),
+            (_, Strategy::LeastInFlight) => {
+                let first = turn();
+                let in_turn = (0..count).map(|at| (first + at) % count);
+                in_turn.min_by_key(|&at| self.members[at].in_flight()).unwrap_or(first)
+            }
         }
     }
 }

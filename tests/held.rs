@@ -7,7 +7,7 @@ mod support;
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -169,8 +169,12 @@ fn every_client_hears(streams: &Mutex<Vec<Client>>, line: &str) {
     }
 }
 
+/// Each takes all the descriptors that there may be.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn streams_cost_a_line_of_the_log_each_and_outlive_the_gateway() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let most = limit() - SPARE;
     let gateway = Gateway::start(&toml("baton"));
     let mut daemon = Broadcast::start(&gateway);
@@ -210,6 +214,7 @@ fn descriptors_of_dead(pid: u32) -> usize {
 
 #[test]
 fn streams_of_daemons_that_say_nothing_cost_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let most = limit() - SPARE;
     let gateway = Gateway::start(&toml("seqpacket"));
     let daemon = Daemon::start(&gateway.path("d.sock"), "seqpacket", "hoard", &["backlog=1000"]);
