@@ -164,6 +164,25 @@ fn a_channel_that_breaks_shortly_before_the_deadline_leaves_the_client_to_the_ga
     drop(lent);
 }
 
+/// It asks and asks, and never reads an answer.
+#[test]
+fn a_daemon_that_does_not_read_what_it_is_sent_loses_its_channel_and_nothing_else() {
+    let (gateway, scripts) = start(1, "");
+    let mut client = get(&gateway, "/");
+    let mut channel = scripts[0].accept(10);
+    let lent = channel.lent();
+    channel.take(&lent);
+    let asks = vec![Frame::Ping(Vec::new()); 1000];
+    // Some of the answers fit the socket, some wait, and then it is enough.
+    let said = (0..1000).find(|_| channel.send_with(&asks, &[]).is_err());
+    assert!(said.is_some(), "a million answers wait");
+    gateway.stderr.wait(0, &["the channel was ended", "it does not read what it is sent"]);
+    lent.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    assert_eq!(client.answer().body, "ok");
+    assert_eq!(outcome(&gateway, 1).0, "handed-off");
+    assert_eq!(gateway.status("/answer"), 200);
+}
+
 #[test]
 fn somebody_elses_socket_does_not_come_back() {
     let (gateway, scripts) = start(1, "");

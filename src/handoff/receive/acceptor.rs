@@ -41,15 +41,13 @@ use super::shared::{Load, Shared, Stop};
 /// use std::os::fd::AsFd as _;
 /// use std::task::Poll;
 ///
-/// use baton::handoff::{Acceptor, Handoff};
+/// use baton::handoff::{Acceptor, Handoff, watch};
 /// use tokio::io::{Interest, unix::AsyncFd};
 ///
-/// /// What tells that there may be something to accept.
+/// /// What tells that there may be something to accept. `watch` is `AsyncFd::register_with_interest`, and the gateway feature's.
 /// fn readiness(acceptor: &Acceptor) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
 ///     let copy = acceptor.as_fd().try_clone_to_owned()?;
-///     // SAFETY: the copy stays open as long as its registration, which owns it.
-///     let registered = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) };
-///     registered.map_err(|error| error.into_parts().1)
+///     watch(copy, Interest::READABLE).map_err(|(_, error)| error)
 /// }
 ///
 /// async fn accept(acceptor: &mut Acceptor, readiness: &AsyncFd<std::os::fd::OwnedFd>) -> std::io::Result<Option<Handoff>> {
