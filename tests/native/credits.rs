@@ -298,6 +298,29 @@ fn the_successor_of_a_daemon_that_drains_takes_over_while_old_streams_go_on() {
     assert_eq!(nobody.answer().status, 503);
 }
 
+/// It is asked after 5 s without a word, and passed over from the next 5 s on.
+#[test]
+fn a_daemon_that_does_not_answer_is_passed_over_until_it_speaks() {
+    let (gateway, scripts) = start(2, "balance = \"round-robin\"");
+    let mut one = get(&gateway, "/one");
+    let mut first = scripts[0].accept(10);
+    let lent = first.lent();
+    first.take(&lent);
+    gateway.stderr.wait(0, &["the daemon does not answer"]);
+    assert_eq!(figure(&gateway, &["target_up", "chat/0"]).as_deref(), Some("0"));
+    let mut two = get(&gateway, "/two");
+    let mut second = scripts[1].accept(10);
+    let other = second.lent();
+    second.serve(other, "two", false);
+    assert_eq!(two.answer().body, "two");
+    let (ping, _) = first.frame();
+    let Frame::Ping(bytes) = ping else { panic!("{ping:?}") };
+    first.send(&Frame::Pong(bytes));
+    eventually("it is well", || (figure(&gateway, &["target_up", "chat/0"])? == "1").then_some(()));
+    first.serve_taken(lent);
+    assert_eq!(one.answer().body, "taken");
+}
+
 #[test]
 fn the_least_loaded_is_chosen_by_what_daemons_say() {
     let (gateway, scripts) = start(2, "balance = \"least-load\"");
